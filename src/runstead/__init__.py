@@ -1,1 +1,3 @@
+"""Runstead: Hugging Face Jobs on your own machines."""
+
 __version__ = "0.1.0"

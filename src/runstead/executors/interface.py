@@ -1,0 +1,76 @@
+"""What an executor promises: it starts attempts somewhere, and finds them again.
+
+Executors know no users, HTTP, SQL or schedules. Errors: `Invalid` for a launch this executor can never run
+(the job fails with the message), `Unavailable` when it could later, `BackendFailure` for anything else.
+An executor is told in its constructor whom to wake when an attempt changes; waking is a courtesy, callers
+poll as well.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runstead.model.hardware import Machine
+from runstead.model.launches import Handle, Launch, Observation, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do, so that the API can refuse a job at creation with the reason."""
+
+    kind: str  # "process", "oci", ...
+    instance: str  # which machine or cluster: handles of another instance are not ours to poll
+    images: bool  # whether the named image is used
+    private_network: bool  # whether two jobs may listen on the same port
+    queues_itself: bool  # whether admission is the backend's business
+    host_address: str | None  # where a job reaches this server's machine; None: nowhere
+    machine: Machine | None  # what jobs may use; None when the backend decides
+    notes: tuple[str, ...] = ()  # what a user should know; shown in the log and in status.message
+    missing: tuple[str, ...] = ()  # what the machine lacks, and how to get it; shown by `runstead doctor`
+
+
+class Executor(ABC):
+    """Starts attempts and tells what became of them."""
+
+    @abstractmethod
+    async def open(self) -> Capabilities:
+        """Make ready and say what can be done here. Called once, before anything else; may take seconds."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of connections and tasks of this process. Attempts go on."""
+
+    @abstractmethod
+    async def start(self, launch: Launch) -> Handle:
+        """Start the attempt and return how to find it, once its command was executed or failed to.
+
+        Idempotent per (job_id, attempt): called again, also after a crash or by another server process, it
+        returns the handle of the attempt that is there, running or ended, and starts nothing. A command that
+        cannot be executed is no error here: it shows as an exit record with START_FAILED.
+        """
+
+    @abstractmethod
+    async def poll(self, handles: Sequence[Handle]) -> list[Observation]:
+        """Look at each attempt, in the order given. Unknown ones are LOST, never an error. Does not block."""
+
+    @abstractmethod
+    async def stop(self, handle: Handle, grace_seconds: float) -> None:
+        """Ask the attempt to end: SIGTERM to its processes, SIGKILL after the grace. Returns at once.
+
+        Idempotent; nothing happens to an attempt that has ended. Its end shows in `poll`.
+        """
+
+    @abstractmethod
+    async def remove(self, handle: Handle) -> None:
+        """Give back all that the attempt held (processes, cgroups, namespaces, files), except its log.
+
+        Idempotent. Kills what still runs. When it returns, nothing is left.
+        """
+
+    @abstractmethod
+    async def owned(self) -> list[tuple[str, int, Handle]]:
+        """Return (job_id, attempt, handle) of every attempt that still holds something here."""
+
+    @abstractmethod
+    async def usage(self, handle: Handle) -> Usage | None:
+        """Return the counters of a running attempt; None when it does not run."""

@@ -1,0 +1,60 @@
+"""The errors every layer may raise, named by what the caller can do about them.
+
+Backends translate what their libraries raise into these; `runstead.api.errors` is the one table that maps
+them to HTTP. A message says what happened, why, and what to do next, and ends with the value at fault.
+"""
+
+
+class RunsteadError(Exception):
+    """Root of all expected errors. `message` is written for the person who made the request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Invalid(RunsteadError):
+    """The request itself is wrong; repeating it unchanged cannot succeed.
+
+    `field` names the offending part of the request in the wire's spelling, e.g. `labels.name`.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+
+
+class TooLarge(Invalid):
+    """The request exceeds a stated limit."""
+
+
+class Unauthenticated(RunsteadError):
+    """No token, or one that is unknown, expired or revoked."""
+
+
+class Forbidden(RunsteadError):
+    """The caller is known and may not do this."""
+
+
+class NotFound(RunsteadError):
+    """The thing does not exist, or the caller may not know that it does."""
+
+
+class Conflict(RunsteadError):
+    """The thing exists already, or is in a state that does not allow this."""
+
+
+class Unsupported(RunsteadError):
+    """A correct request for something this server, or its executor, does not have."""
+
+
+class Unavailable(RunsteadError):
+    """A part the request needs is down or full right now; the same request may succeed later."""
+
+    def __init__(self, message: str, retry_after_seconds: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BackendFailure(RunsteadError):
+    """An executor, store or object store answered in a way it should not have."""

@@ -1,0 +1,216 @@
+"""What the services may ask of the database. Each method is one transaction, durable before it returns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from runstead.model.accounts import (
+    Caller,
+    Membership,
+    Namespace,
+    Organization,
+    OrgRole,
+    Token,
+    User,
+)
+from runstead.model.jobs import (
+    HistoryEntry,
+    Job,
+    NewJob,
+    Reservation,
+    Stage,
+    Transition,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs of a namespace to list: any of `stages` (all when empty) and every one of `labels`."""
+
+    stages: frozenset[Stage] = frozenset()
+    labels: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The oldest jobs of one flavor in the queue."""
+
+    flavor: str
+    jobs: Sequence[Job]  # oldest first
+    count: int  # how many wait in all
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A decision to let a waiting job start: what it will hold, and on which executor instance."""
+
+    job_id: str
+    attempt: int
+    reservation: Reservation | None
+    executor: str
+
+
+class JobStore(ABC):
+    """Jobs, their history and their secrets."""
+
+    @abstractmethod
+    async def add(self, job: NewJob) -> Job:
+        """Store a job in phase WAITING with its first history row, its label rows and its sealed secrets.
+
+        With an `idempotency_key` already used in this namespace, return the job stored then, unchanged.
+        """
+
+    @abstractmethod
+    async def get(self, job_id: str) -> Job | None:
+        """Return the job, or None."""
+
+    @abstractmethod
+    async def page(self, namespace: str, wanted: JobFilter, before_seq: int | None, limit: int) -> list[Job]:
+        """Return up to `limit` jobs of the namespace, newest first, older than `before_seq`.
+
+        Its cost does not grow with the number of jobs stored.
+        """
+
+    @abstractmethod
+    async def count(self, namespace: str, wanted: JobFilter) -> int:
+        """Count the jobs of the namespace that `page` would return."""
+
+    @abstractmethod
+    async def sealed_secrets(self, job_id: str) -> bytes | None:
+        """Return the encrypted secrets as they were stored, or None if the job has none."""
+
+    @abstractmethod
+    async def set_labels(self, job_id: str, labels: Mapping[str, str]) -> Job | None:
+        """Replace all labels; return the job, or None if there is none."""
+
+    @abstractmethod
+    async def request_cancel(self, job_id: str, at: datetime) -> Job | None:
+        """Note that the job shall be cancelled, unless it is terminal or noted already; return it as it is now."""
+
+    @abstractmethod
+    async def history(self, job_id: str) -> list[HistoryEntry]:
+        """Return the job's changes, oldest first."""
+
+    @abstractmethod
+    async def waiting(self, now: datetime, per_flavor: int) -> list[Waiting]:
+        """Return the heads of the queue by flavor: phase WAITING, not_before past, not to be cancelled."""
+
+    @abstractmethod
+    async def held(self, executor: str) -> list[Reservation]:
+        """Return the reservations of all jobs that hold something on this executor instance."""
+
+    @abstractmethod
+    async def admit(
+        self, admissions: Sequence[Admission], owner: str, lease_until: datetime, at: datetime
+    ) -> list[Job]:
+        """Move each job from WAITING to STARTING, write its history row, and lease it to `owner`.
+
+        Jobs that are no longer waiting at that attempt, or are to be cancelled, are left out of the answer.
+        """
+
+    @abstractmethod
+    async def claim(
+        self,
+        executors: Collection[str],
+        owner: str,
+        now: datetime,
+        lease_until: datetime,
+        limit: int,
+    ) -> list[Job]:
+        """Lease up to `limit` unfinished jobs that nobody holds (no lease, or one past `now`) to `owner`.
+
+        Candidates: phase STARTING, RUNNING or RELEASING with one of the given executor instances, and phase
+        WAITING with a cancellation noted. Two callers never get the same job.
+        """
+
+    @abstractmethod
+    async def renew(self, owner: str, lease_until: datetime) -> None:
+        """Extend every lease of `owner`."""
+
+    @abstractmethod
+    async def release_leases(self, owners_prefix: str) -> None:
+        """Drop the leases of every owner whose name begins so: the caller knows that those processes are dead."""
+
+    @abstractmethod
+    async def leased(self, owner: str) -> list[Job]:
+        """Return the jobs leased to `owner` that are in phase STARTING, RUNNING or RELEASING."""
+
+    @abstractmethod
+    async def apply(self, transition: Transition, owner: str) -> Job | None:
+        """Apply a guarded change with its history row; None if the guard does not hold (phase, attempt, lease).
+
+        A job that moves to WAITING or DONE loses its lease. A job in phase WAITING needs no lease to change.
+        """
+
+    @abstractmethod
+    async def queue(self) -> list[tuple[int, str]]:
+        """Return (seq, job_id) of all waiting jobs, in order. Used once at start and to repair the queue view."""
+
+    @abstractmethod
+    async def delete_finished(self, before: datetime, limit: int) -> list[Job]:
+        """Delete up to `limit` jobs in phase DONE that finished before `before`; return what was deleted."""
+
+
+class AccountStore(ABC):
+    """Users, organizations and tokens. Names are unique over users and organizations together."""
+
+    @abstractmethod
+    async def add_user(self, user: User) -> User:
+        """Store a user. Raises Conflict when the name is taken."""
+
+    @abstractmethod
+    async def users(self) -> list[User]:
+        """Return all users by name."""
+
+    @abstractmethod
+    async def user(self, name: str) -> User | None:
+        """Return the user of that name."""
+
+    @abstractmethod
+    async def remove_user(self, name: str) -> bool:
+        """Delete a user with their tokens and memberships; False if there is none. Conflict while they own jobs."""
+
+    @abstractmethod
+    async def add_organization(self, organization: Organization) -> Organization:
+        """Store an organization. Raises Conflict when the name is taken."""
+
+    @abstractmethod
+    async def organizations(self) -> list[Organization]:
+        """Return all organizations by name."""
+
+    @abstractmethod
+    async def remove_organization(self, name: str) -> bool:
+        """Delete an organization with its memberships; False if there is none. Conflict while it owns jobs."""
+
+    @abstractmethod
+    async def set_member(self, organization: str, user: str, role: OrgRole | None) -> None:
+        """Give the user that role in the organization; None takes them out. Raises NotFound."""
+
+    @abstractmethod
+    async def members(self, organization: str) -> list[tuple[User, OrgRole]]:
+        """Return the members by name. Raises NotFound."""
+
+    @abstractmethod
+    async def memberships(self, user_id: str) -> list[Membership]:
+        """Return the organizations a user is in, by name."""
+
+    @abstractmethod
+    async def namespace(self, name: str) -> Namespace | None:
+        """Return the user or organization of that name as a namespace."""
+
+    @abstractmethod
+    async def add_token(self, token: Token, digest: bytes) -> Token:
+        """Store a token by the digest of its value. Raises Conflict when that value is known already."""
+
+    @abstractmethod
+    async def tokens(self, user: str | None = None) -> list[Token]:
+        """Return the tokens of a user (or all), newest first."""
+
+    @abstractmethod
+    async def revoke_token(self, token_id: str) -> bool:
+        """Delete a token; False if there is none."""
+
+    @abstractmethod
+    async def caller(self, digest: bytes) -> Caller | None:
+        """Return who holds the token with that digest, with their memberships; None if unknown."""
