@@ -1,0 +1,419 @@
+"""Every setting of the server, with its unit, its default and why; and how the effective values are found.
+
+Later wins: defaults, one TOML file, environment variables `RUNSTEAD_<SECTION>_<KEY>`, flags. What is not a
+setting is refused, never ignored. `docs/configuration.md` is generated from this file.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from runstead.kit import sources
+from runstead.kit.sizes import format_size, parse_size
+from runstead.kit.sources import Given, SettingsError
+
+# Proxies, package indexes and certificates: without them a job on a company network cannot install anything.
+PASSED_BY_DEFAULT = (
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PIP_CERT",
+)
+
+
+def _size(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _names(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+def _subnet(value: str) -> str:
+    try:
+        network = ipaddress.IPv4Network(value)
+    except ValueError as error:
+        raise ValueError('should be an IPv4 network such as "10.213.0.0/16"') from error
+    if network.prefixlen > 24:
+        raise ValueError("should have room for jobs: a prefix of at most /24")
+    return str(network)
+
+
+def _endpoint(value: str) -> str:
+    if value not in ("auto", "off") and not value.startswith(("http://", "https://")):
+        raise ValueError('should be "auto", "off", or a URL that begins with http:// or https://')
+    return value.rstrip("/")
+
+
+def _url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("should be a URL that begins with http:// or https://")
+    return value.rstrip("/")
+
+
+def _database_url(value: str) -> str:
+    if not value.startswith(("sqlite:", "postgresql:", "postgres:", "postgresql+psycopg:")):
+        raise ValueError('should begin with "sqlite:" or "postgresql:"')
+    return value
+
+
+def mask(value: object) -> str:
+    """Return how a value may be shown: as it is, but for a password inside a URL."""
+    return re.sub(r"(?<=://)([^/@\s:]*):[^/@\s]*@", r"\1:***@", str(value))
+
+
+def _path(value: Path) -> Path:
+    return value.expanduser().absolute()
+
+
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    Field(gt=0),
+    PlainSerializer(format_size, return_type=str, when_used="json"),
+]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where data is kept when nobody said: `$XDG_DATA_HOME/runstead`, else `~/.local/share/runstead`."""
+    home = Path(environment.get("HOME") or Path.home())
+    return Path(environment.get("XDG_DATA_HOME") or home / ".local" / "share") / "runstead"
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and without room for what is not a setting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+
+class ServerSettings(Section):
+    """The HTTP server and where it keeps its data."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on. The default serves this machine alone: tokens travel unencrypted, so put "
+        "a TLS proxy in front before others may reach it.",
+    )
+    port: int = Field(
+        default=5627,
+        ge=0,
+        le=65535,
+        description="TCP port to listen on; 0 takes a free one. 5627 spells JOBS on a telephone keypad, and "
+        "no common program listens there.",
+    )
+    data_dir: Annotated[Path, AfterValidator(_path)] = Field(
+        default_factory=default_data_dir,
+        description="Directory for the database, logs, keys and job directories. One server at a time uses it; it "
+        "must be on a local file system. Unset: `$XDG_DATA_HOME/runstead`, else `~/.local/share/runstead`.",
+    )
+    public_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        default=None,
+        description="The URL clients reach the server by, when it is not the address it listens on: behind a proxy, "
+        "in a container. Used for every absolute link in an answer.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least important message the server's own log still shows."
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="How the server's own log is written: for people, or one JSON object a line."
+    )
+    max_body_bytes: Size = Field(
+        default=16_000_000,
+        description="Largest JSON request body, in bytes; a larger one is answered 413. It bounds the memory one "
+        "request may take; files are not sent in such bodies.",
+    )
+
+
+class DatabaseSettings(Section):
+    """Where accounts and jobs are remembered."""
+
+    url: Annotated[str, AfterValidator(_database_url)] | None = Field(
+        default=None,
+        description="SQLAlchemy URL, `sqlite:////path/to/file` or `postgresql://user:password@host/name`. Unset: "
+        "SQLite in the data directory, which is enough for one server.",
+    )
+
+
+class JobsSettings(Section):
+    """What holds for every job."""
+
+    default_timeout_seconds: int = Field(
+        default=1800, gt=0, description="Time limit of a job that names none, in seconds. 30 minutes, as on the Hub."
+    )
+    max_timeout_seconds: int | None = Field(
+        default=None,
+        gt=0,
+        description="Longest time limit a job may ask for, in seconds; a longer one is refused. Unset: no limit.",
+    )
+    cancel_grace_seconds: float = Field(
+        default=10,
+        ge=0,
+        description="Time between SIGTERM and SIGKILL when a job is cancelled or runs out of time, in seconds: what "
+        "a program gets to save its state.",
+    )
+    endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
+        default="auto",
+        description="`HF_ENDPOINT` inside jobs. `auto`: this server, at an address the job can reach; `off`: not "
+        "set, so that jobs talk to huggingface.co; or a URL.",
+    )
+    retention_days: float = Field(
+        default=90, ge=0, description="Days that a finished job and its log are kept; 0 keeps them for ever."
+    )
+    poll_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        description="How often jobs are looked at without a reason, in seconds. Changes are noticed at once; this is "
+        "for the notice that got lost.",
+    )
+
+    @model_validator(mode="after")
+    def _default_within_maximum(self) -> "JobsSettings":
+        if self.max_timeout_seconds is not None and self.default_timeout_seconds > self.max_timeout_seconds:
+            raise ValueError(
+                f"default_timeout_seconds ({self.default_timeout_seconds}) should not exceed "
+                f"max_timeout_seconds ({self.max_timeout_seconds})"
+            )
+        return self
+
+
+class ExecutorSettings(Section):
+    """What runs jobs, and how much of the machine they get."""
+
+    kind: Literal["auto", "process"] = Field(
+        default="auto",
+        description="What runs jobs. `process`: a Linux process in namespaces of its own over this machine's own "
+        "file system; `auto` takes the best this machine can do.",
+    )
+    isolation: Literal["auto", "full", "none"] = Field(
+        default="auto",
+        description="How far jobs are kept apart from the machine and each other. `full` refuses to start where that "
+        "is not possible; `auto` does what is possible and says what is missing; `none` is for code you trust.",
+    )
+    network: Literal["auto", "private", "host", "none"] = Field(
+        default="auto",
+        description="The network a job sees: its `private` own with access to the outside, the `host`'s, or `none`. "
+        "`auto` is private where this machine can do it, else host.",
+    )
+    subnet: Annotated[str, AfterValidator(_subnet)] = Field(
+        default="10.213.0.0/16",
+        description="IPv4 network that private job networks are cut from. Change it where it meets your own.",
+    )
+    log_limit_bytes: Size = Field(
+        default=1_000_000_000,
+        description="Largest log of one job, in bytes. What comes after is dropped, and the log says so: one loop "
+        "that prints must not fill the disk.",
+    )
+    pass_environment: Names = Field(
+        default=PASSED_BY_DEFAULT,
+        description="Names of variables of the server's own environment that every job gets too, unless it sets them "
+        "itself. The default holds what is needed to reach the internet and a package index. Passwords inside the "
+        "values are handed over with them: on a shared server, name only what every user may see.",
+    )
+    cpu_overcommit: float = Field(
+        default=1.0,
+        gt=0,
+        description="Factor by which more CPU may be promised to jobs than there is. Memory and GPUs are never "
+        "promised twice.",
+    )
+    cpus: float | None = Field(
+        default=None, gt=0, description="Cores that jobs may use together. Unset: all that this machine has."
+    )
+    memory: Size | None = Field(
+        default=None,
+        description="Memory that jobs may use together. Unset: what this machine has, less some for itself.",
+    )
+    disk: Size | None = Field(
+        default=None,
+        description="Disk space that jobs may use together. Unset: what is free at start where the data directory is.",
+    )
+
+
+class FlavorSettings(Section):
+    """A size of job that users ask for by name."""
+
+    cpu: float = Field(gt=0, description="Cores.")
+    memory: Size = Field(description="Memory.")
+    disk: Size | None = Field(default=None, description="Disk space. Unset: not limited, hence not promised.")
+    gpus: int = Field(default=0, ge=0, description="Whole GPUs.")
+    pretty_name: str | None = Field(default=None, description="Name for people. Unset: made from the amounts.")
+
+
+class Settings(Section):
+    """All settings of one server, effective and checked."""
+
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    jobs: JobsSettings = Field(default_factory=JobsSettings)
+    executor: ExecutorSettings = Field(default_factory=ExecutorSettings)
+    flavors: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")], FlavorSettings] = Field(
+        default_factory=dict[str, FlavorSettings],
+        description="Sizes of job, a table each. Unset: derived from what the machine has.",
+    )
+
+    @property
+    def database_url(self) -> str:
+        """The database in use: the one named, else SQLite in the data directory."""
+        return self.database.url or f"sqlite:///{self.server.data_dir / 'runstead.db'}"
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "server": ServerSettings,
+    "database": DatabaseSettings,
+    "jobs": JobsSettings,
+    "executor": ExecutorSettings,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveSettings:
+    """The settings in force, and where those that are no defaults came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]  # dotted key to where it was written
+    file: Path | None  # the configuration file that was read
+
+
+def keys() -> list[str]:
+    """Return every setting with a fixed name, as `section.key`."""
+    return [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
+
+
+def load_settings(
+    *,
+    config: Path | None = None,
+    flags: Mapping[str, str | None] | None = None,
+    environment: Mapping[str, str] = os.environ,
+    directory: Path | None = None,
+) -> Settings:
+    """Return the settings in force; see `load_effective`."""
+    return load_effective(config=config, flags=flags, environment=environment, directory=directory).settings
+
+
+def load_effective(
+    *,
+    config: Path | None = None,
+    flags: Mapping[str, str | None] | None = None,
+    environment: Mapping[str, str] = os.environ,
+    directory: Path | None = None,
+) -> EffectiveSettings:
+    """Read all sources and return the settings in force with their origins.
+
+    `config` is a file that must exist, `flags` maps dotted keys to text (None: not used), `directory` is where
+    `runstead.toml` is looked for first. Raises SettingsError that lists every wrong value of every source.
+    """
+    file = sources.find_file(config, environment, directory or Path.cwd())
+    given = [
+        *(sources.from_file(file) if file else []),
+        *sources.from_environment(environment, {sources.variable(key): key for key in keys()}),
+        *sources.from_flags(flags or {}),
+    ]
+    _refuse_unknown(given)
+    effective = {one.key: one for one in given}
+    tree: dict[str, Any] = {"server": {"data_dir": default_data_dir(environment)}}
+    for one in effective.values():
+        _plant(tree, one.key.split("."), one.value)
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_complaint(dict(one), effective) for one in error.errors())) from error
+    return EffectiveSettings(settings, {key: one.origin for key, one in effective.items()}, file)
+
+
+def _plant(tree: dict[str, Any], path: list[str], value: object) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+def _refuse_unknown(given: list[Given]) -> None:
+    complaints = [complaint for one in given if (complaint := _unknown(one))]
+    if complaints:
+        raise SettingsError("\n".join(complaints))
+
+
+def _unknown(one: Given) -> str | None:
+    section, _, rest = one.key.partition(".")
+    if section == "flavors" and not one.origin.startswith(sources.PREFIX):
+        allowed = [f"flavors.NAME.{name}" for name in FlavorSettings.model_fields]
+        if rest.count(".") == 1 and f"flavors.NAME.{rest.partition('.')[2]}" in allowed:
+            return None
+    elif section == "flavors":
+        return f"{one.origin} is not a setting: flavors are tables in a file, [flavors.NAME]"
+    elif section in SECTIONS:
+        if rest in SECTIONS[section].model_fields:
+            return None
+        allowed = [f"{section}.{name}" for name in SECTIONS[section].model_fields]
+    else:
+        allowed = [f"{name}.*" for name in (*SECTIONS, "flavors")]
+    guess = difflib.get_close_matches(one.key, keys(), n=1)
+    hint = f" Did you mean {guess[0]}?" if guess else ""
+    return f"{one.origin}: {one.key} is not a setting.{hint} Allowed: {', '.join(allowed)}"
+
+
+def _complaint(error: Mapping[str, Any], effective: Mapping[str, Given]) -> str:
+    location = cast("tuple[str | int, ...]", error["loc"])
+    key = next(
+        (key for n in range(len(location), 0, -1) if (key := ".".join(map(str, location[:n]))) in effective),
+        ".".join(str(part) for part in location if part != "[key]"),
+    )
+    context = cast("Mapping[str, Any]", error.get("ctx") or {})
+    reason = str(context["error"]) if isinstance(context.get("error"), ValueError) else str(error["msg"])
+    reason = reason.removeprefix("Input ").removeprefix("Value error, ")
+    if key not in effective:
+        return f"{key}: {reason}"
+    given = effective[key]
+    return f"{given.origin}: {key} = {mask(repr(given.value))} is not possible: it {reason}"
+
+
+__all__ = [
+    "SECTIONS",
+    "DatabaseSettings",
+    "EffectiveSettings",
+    "ExecutorSettings",
+    "FlavorSettings",
+    "JobsSettings",
+    "Section",
+    "ServerSettings",
+    "Settings",
+    "SettingsError",
+    "default_data_dir",
+    "keys",
+    "load_effective",
+    "load_settings",
+    "mask",
+]
