@@ -1,0 +1,397 @@
+"""Builds a server out of its parts. The only place that names concrete classes."""
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import structlog
+import uvicorn
+
+from runstead.api.context import Context
+from runstead.api.routes import create_api
+from runstead.api.sse import encode_log_lines
+from runstead.events.interface import LOGS, WORK, EventBus
+from runstead.events.local import LocalEventBus
+from runstead.executors.interface import Capabilities, Executor
+from runstead.executors.process import ProcessExecutor, ProcessSettings
+from runstead.kit.clock import SystemClock
+from runstead.kit.loops import forever
+from runstead.kit.settings import Settings
+from runstead.logs.files import FileLogStore
+from runstead.model.errors import Conflict, Unavailable
+from runstead.model.hardware import Flavor
+from runstead.model.ids import new_id
+from runstead.services.accounts import Accounts
+from runstead.services.admission import AdmissionRounds
+from runstead.services.hardware import Hardware, derive_flavors
+from runstead.services.jobs import JobLimits, Jobs
+from runstead.services.launching import Launching
+from runstead.services.logs import Logs
+from runstead.services.metrics import JobMetrics
+from runstead.services.reconcile import LEASE, Reconcile
+from runstead.services.secrets import SecretBox, load_key
+from runstead.services.sweeper import Sweeper
+from runstead.stores.accounts import SqlAccountStore
+from runstead.stores.database import Database, open_database
+from runstead.stores.jobs import SqlJobStore
+
+log = structlog.get_logger()
+
+_BACKLOG = 2048
+_STOP_JOBS_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What there is to say about a server that has just come up."""
+
+    url: str
+    owner: str
+    token: str | None  # its value, on the very first start only
+    notes: tuple[str, ...]
+
+
+def serve(
+    settings: Settings,
+    *,
+    on_ready: Callable[[Started], None] | None = None,
+    stop_jobs_at_exit: bool = False,
+) -> int:
+    """Run a server until SIGTERM or SIGINT; return the exit code.
+
+    Jobs go on when it stops, unless `stop_jobs_at_exit`. Raises Conflict when another server uses the data
+    directory, Unavailable when the directory or the port cannot be had.
+    """
+    _configure_logging(settings)
+    with _data_dir(settings.server.data_dir):
+        import uvloop
+
+        return uvloop.run(_serve(settings, on_ready, stop_jobs_at_exit))
+
+
+@asynccontextmanager
+async def open_accounts(settings: Settings) -> AsyncGenerator[Accounts]:
+    """Open the accounts of a server, whether it runs or not."""
+    _make_private(settings.server.data_dir)
+    database = await open_database(settings.database_url)
+    try:
+        yield Accounts(SqlAccountStore(database), SystemClock())
+    finally:
+        await database.close()
+
+
+def build_executor(settings: Settings, wake: Callable[[str, str], None]) -> Executor:
+    """Return the executor that the settings name."""
+    chosen = settings.executor
+    return ProcessExecutor(
+        settings.server.data_dir,
+        ProcessSettings(
+            isolation=chosen.isolation,
+            network=chosen.network,
+            subnet=chosen.subnet,
+            log_limit_bytes=chosen.log_limit_bytes,
+            pass_environment=chosen.pass_environment,
+            grace_seconds=settings.jobs.cancel_grace_seconds,
+            cpus=chosen.cpus,
+            memory_bytes=chosen.memory,
+            disk_bytes=chosen.disk,
+        ),
+        wake,
+    )
+
+
+def build_hardware(settings: Settings, capabilities: Capabilities) -> Hardware:
+    """Return the flavors: those of the configuration, else what the machine has."""
+    if settings.flavors:
+        flavors = [_flavor(name, settings, capabilities) for name in settings.flavors]
+    elif capabilities.machine is not None:
+        flavors = derive_flavors(capabilities.machine)
+    else:
+        flavors = []
+    return Hardware(flavors, capabilities.machine, settings.executor.cpu_overcommit)
+
+
+async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None, stop_jobs_at_exit: bool) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with contextlib.AsyncExitStack() as stack:
+        database = await open_database(settings.database_url)
+        stack.push_async_callback(database.close)
+        events = LocalEventBus()
+        executor = build_executor(settings, _wake(events, loop))
+        capabilities = await executor.open()
+        stack.push_async_callback(executor.close)
+        listeners = _listen(settings, capabilities)
+        server = _Server(settings, database, events, executor, capabilities, _port(listeners))
+        owner, token = await server.accounts.ensure_owner()
+        http = uvicorn.Server(
+            uvicorn.Config(
+                create_api(server.context),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                timeout_graceful_shutdown=10,
+                backlog=_BACKLOG,
+            )
+        )
+        http.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        serving = asyncio.create_task(_run_http(http, listeners))
+        duties = [asyncio.create_task(duty) for duty in server.duties()]
+        try:
+            if on_ready is not None:
+                on_ready(Started(server.url, owner.name, token, (*capabilities.notes, *capabilities.missing)))
+            stopped = asyncio.create_task(stopping.wait())
+            await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            server.logs.close()
+            server.metrics.close()
+            http.should_exit = True
+            await serving
+            if stop_jobs_at_exit:
+                await server.stop_jobs()
+        finally:
+            for duty in duties:
+                duty.cancel()
+            await asyncio.gather(*duties, return_exceptions=True)
+    return 0
+
+
+async def _run_http(http: uvicorn.Server, listeners: list[socket.socket]) -> None:
+    """Serve without uvicorn's own signal handling: what a signal means is decided here."""
+    config = http.config
+    if not config.loaded:
+        config.load()
+    http.lifespan = config.lifespan_class(config)
+    await http.startup(sockets=listeners)
+    await http.main_loop()
+    await http.shutdown(sockets=listeners)
+
+
+class _Server:
+    """The parts of one server, joined."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        events: EventBus,
+        executor: Executor,
+        capabilities: Capabilities,
+        port: int,
+    ) -> None:
+        clock = SystemClock()
+        self._executor = executor
+        self._events = events
+        self.url = settings.server.public_url or f"http://{_reachable(settings.server.host)}:{port}"
+        key = load_key(settings.server.data_dir / "secret.key")
+        secrets = SecretBox(key)
+        log_store = FileLogStore(settings.server.data_dir / "logs")
+        self._store = SqlJobStore(database)
+        self.accounts = Accounts(SqlAccountStore(database), clock)
+        hardware = build_hardware(settings, capabilities)
+        owner = f"{capabilities.instance}/{new_id(clock.now())}"
+        launching = Launching(
+            self._store,
+            log_store,
+            hardware,
+            secrets,
+            capabilities,
+            clock,
+            lambda: _job_endpoint(settings, capabilities, port),
+        )
+        self._reconcile = Reconcile(
+            self._store,
+            executor,
+            capabilities.instance,
+            log_store,
+            launching,
+            events,
+            clock,
+            owner,
+            settings.jobs.poll_seconds,
+            settings.jobs.cancel_grace_seconds,
+        )
+        self._admission = AdmissionRounds(
+            self._store,
+            hardware,
+            events,
+            clock,
+            capabilities.instance,
+            owner,
+            LEASE,
+            settings.jobs.poll_seconds,
+            self._reconcile.take,
+        )
+        self._sweeper = Sweeper(self._store, log_store, clock, settings.jobs.retention_days)
+        self.logs = Logs(self._store, log_store, events, encode_log_lines, b"===== Job started")
+        self.metrics = JobMetrics(self._store, executor, hardware, events, clock)
+        self.context = Context(
+            accounts=self.accounts,
+            jobs=Jobs(
+                self._store,
+                hardware,
+                secrets,
+                self._admission,
+                events,
+                clock,
+                JobLimits(settings.jobs.default_timeout_seconds, settings.jobs.max_timeout_seconds),
+            ),
+            logs=self.logs,
+            metrics=self.metrics,
+            hardware=hardware,
+            clock=clock,
+            cursor_key=key,
+            public_url=settings.server.public_url,
+            max_body_bytes=settings.server.max_body_bytes,
+        )
+
+    def duties(self) -> list["asyncio.coroutines.Coroutine[object, object, None]"]:
+        """Return the loops that run beside the requests."""
+        return [
+            forever("reconcile", self._reconcile.run),
+            forever("admission", self._admission.run),
+            forever("sweeper", self._sweeper.run),
+        ]
+
+    async def stop_jobs(self) -> None:
+        """Cancel everything that is not over and wait until nothing of it is left."""
+        await self._reconcile.cancel_all(_STOP_JOBS_SECONDS)
+
+
+def _wake(events: EventBus, loop: asyncio.AbstractEventLoop) -> Callable[[str, str], None]:
+    """Return what an executor calls, from any thread, when an attempt changed ("jobs") or its log grew ("logs")."""
+    topics = {"jobs": WORK, "logs": LOGS}
+
+    def wake(kind: str, job_id: str) -> None:
+        loop.call_soon_threadsafe(events.publish, topics[kind], job_id)
+
+    return wake
+
+
+def _flavor(name: str, settings: Settings, capabilities: Capabilities) -> Flavor:
+    from runstead.model.hardware import Accelerator
+
+    chosen = settings.flavors[name]
+    accelerator = None
+    if chosen.gpus:
+        gpus = capabilities.machine.gpus if capabilities.machine else ()
+        model = gpus[0].model if gpus else "GPU"
+        accelerator = Accelerator("gpu", model, chosen.gpus, gpus[0].memory_bytes if gpus else 0, "Nvidia")
+    pretty = chosen.pretty_name or f"{chosen.cpu:g} vCPU, {chosen.memory / 1e9:.3g} GB"
+    return Flavor(name, pretty, int(chosen.cpu * 1000), chosen.memory, chosen.disk, accelerator)
+
+
+def _job_endpoint(settings: Settings, capabilities: Capabilities, port: int) -> str | None:
+    match settings.jobs.endpoint:
+        case "off":
+            return None
+        case "auto":
+            return f"http://{capabilities.host_address}:{port}" if capabilities.host_address else None
+        case url:
+            return url
+
+
+def _listen(settings: Settings, capabilities: Capabilities) -> list[socket.socket]:
+    """Open the address of the configuration and, if jobs see the machine elsewhere, that address too."""
+    host, port = settings.server.host, settings.server.port
+    sockets = [_bind(host, port)]
+    inside = capabilities.host_address
+    if inside and not _covers(host, inside):
+        sockets.append(_bind(inside, _port(sockets)))
+    return sockets
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _covers(host: str, address: str) -> bool:
+    if host in ("0.0.0.0", "::", "", address):  # noqa: S104
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback and ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return host == "localhost" and address.startswith("127.")
+
+
+def _reachable(host: str) -> str:
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _port(listeners: list[socket.socket]) -> int:
+    return listeners[0].getsockname()[1]
+
+
+@contextmanager
+def _data_dir(path: Path) -> Generator[None]:
+    """Hold the data directory for this process; the kernel lets go of it however the process ends."""
+    _make_private(path)
+    lock: TextIO = (path / "server.lock").open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"another server uses this data directory; stop it, or choose one with --data-dir: {path}"
+            ) from None
+        yield
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(13, "it is not writable")
+    except OSError as error:
+        raise Unavailable(
+            f"the data directory cannot be used ({error.strerror}); choose one with --data-dir: {path}"
+        ) from error
+
+
+def _configure_logging(settings: Settings) -> None:
+    level = logging.getLevelNamesMapping()[settings.server.log_level.upper()]
+    logging.basicConfig(level=max(level, logging.WARNING), format="%(levelname)s %(name)s %(message)s")
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if settings.server.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 
 from runstead.kit.wakeup import Wakeup
 
-JOBS = "jobs"  # a job changed; the key is its id
+JOBS = "jobs"  # a job's row changed; the key is its id
+WORK = "work"  # a job should be looked at: its attempt changed, or its cancellation was asked for; the key is its id
 LOGS = "logs"  # a job's log grew or was sealed; the key is the job's id
 QUEUE = "queue"  # a job may be admitted now; no key
 

@@ -1,0 +1,21 @@
+"""Who is calling: the Bearer token of a request."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from runstead.api.context import context
+from runstead.model.accounts import Caller
+
+
+def bearer_token(request: Request) -> str | None:
+    """Return the token of the Authorization header, if it has one."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    return value.strip() or None if scheme.lower() == "bearer" else None
+
+
+async def _caller(request: Request) -> Caller:
+    return await context(request).accounts.recognize(bearer_token(request))
+
+
+CallerOf = Annotated[Caller, Depends(_caller)]

@@ -1,0 +1,38 @@
+"""What the routes work with: the services, and the few facts of this server that show on the wire."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from runstead.kit.clock import Clock
+from runstead.services.accounts import Accounts
+from runstead.services.hardware import Hardware
+from runstead.services.jobs import Jobs
+from runstead.services.logs import Logs
+from runstead.services.metrics import JobMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Handed to the application once; a route gets it by `context(request)`."""
+
+    accounts: Accounts
+    jobs: Jobs
+    logs: Logs
+    metrics: JobMetrics
+    hardware: Hardware
+    clock: Clock
+    cursor_key: bytes
+    public_url: str | None
+    max_body_bytes: int
+
+
+def context(request: Request) -> Context:
+    """Return the context of the application that serves this request."""
+    return request.app.state.context
+
+
+def base_url(request: Request) -> str:
+    """Return the URL the client reached this server by; absolute links must carry it (wire-jobs §8)."""
+    public = context(request).public_url
+    return public if public is not None else f"{request.url.scheme}://{request.url.netloc}"

@@ -1,0 +1,61 @@
+"""Every route, one row each, and the application made of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+
+import runstead
+from runstead.api import accounts, errors, jobs, unbuilt
+from runstead.api.context import Context
+from runstead.api.limits import BodyLimit, DateHeader
+
+_JOBS = "/api/jobs/{namespace}"
+_JOB = _JOBS + "/{job_id}"
+
+# Fixed words stand before the patterns that would swallow them.
+ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
+    ("GET", "/api/whoami-v2", accounts.whoami),
+    ("GET", "/api/agent-harnesses", accounts.agent_harnesses),
+    ("GET", "/healthz", accounts.health),
+    ("GET", "/api/jobs/hardware", jobs.hardware),
+    ("POST", _JOBS, jobs.create),
+    ("GET", _JOBS, jobs.page),
+    ("GET", _JOBS + "/count", jobs.count),
+    ("POST", _JOBS + "/auth-check/{permission}", jobs.auth_check),
+    ("GET", _JOB, jobs.inspect),
+    ("DELETE", _JOB, jobs.cancel),
+    ("GET", _JOB + "/logs", jobs.logs),
+    ("GET", _JOB + "/metrics", jobs.metrics),
+    ("GET", _JOB + "/history", jobs.history),
+    ("POST", _JOB + "/cancel", jobs.cancel),
+    ("POST", _JOB + "/duplicate", jobs.duplicate),
+    ("PUT", _JOB + "/labels", jobs.set_labels),
+    ("PUT", _JOB + "/expose", jobs.expose),
+    ("POST", _JOB + "/auth-check/{permission}", jobs.job_auth_check),
+]
+
+
+def create_api(context: Context) -> FastAPI:
+    """Return the application that serves the Hub's API."""
+    app = FastAPI(
+        title="Runstead",
+        version=runstead.__version__,
+        summary="Hugging Face Jobs on your own machines.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    errors.install(app)
+    for method, path, endpoint in ROUTES:
+        app.add_api_route(path, endpoint, methods=[method], response_model=None, name=endpoint.__name__)
+    for prefix, _ in unbuilt.FEATURES:
+        for path in (prefix, prefix + "/{rest:path}"):
+            app.add_api_route(
+                path, unbuilt.unbuilt, methods=["GET", "HEAD", "POST", "PUT", "DELETE"], include_in_schema=False
+            )
+    app.add_middleware(BodyLimit, max_bytes=context.max_body_bytes)
+    app.add_middleware(DateHeader)
+    return app

@@ -1,0 +1,302 @@
+"""The Hub's JSON: what clients send and what they need back. The only place where camelCase lives.
+
+Every key's reason stands in the contract of huggingface_hub 2.4.0 (`_jobs_api.py`); unknown request fields are
+dropped, as the Hub does.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from runstead.model.accounts import Caller
+from runstead.model.errors import Unsupported
+from runstead.model.hardware import Flavor
+from runstead.model.jobs import HistoryEntry, Job, JobSpec
+from runstead.services.hardware import DEFAULT_FLAVOR
+from runstead.services.metrics import Metrics
+from runstead.services.specs import MAX_ATTEMPTS
+
+_LONGEST_TIMEOUT_SECONDS = 10 * 365 * 24 * 3600
+
+Scalar = str | bool | int | float | None
+Text = Annotated[str, Field(max_length=2_000)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class Ports(_Request):
+    """Ports that shall be reachable from outside."""
+
+    ports: list[int] = []
+    portsPublic: list[int] = []  # noqa: N815
+
+
+class Ssh(_Request):
+    """Whether people may log in to the job."""
+
+    enabled: bool = False
+
+
+class Network(_Request):
+    """A group of jobs that reach each other by name."""
+
+    group: str | None = None
+    aliases: list[str] = []
+
+
+class JobCreate(_Request):
+    """The body of `POST /api/jobs/{namespace}` (wire-jobs §5)."""
+
+    command: list[str]
+    arguments: list[str] = []
+    environment: dict[str, Scalar] = {}
+    flavor: Text = DEFAULT_FLAVOR
+    dockerImage: Text | None = None  # noqa: N815
+    spaceId: Text | None = None  # noqa: N815
+    secrets: dict[str, Scalar] = {}
+    timeoutSeconds: Annotated[int, Field(ge=1, le=_LONGEST_TIMEOUT_SECONDS)] | None = None  # noqa: N815
+    attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS)] | None = None
+    labels: dict[str, str] = {}
+    volumes: list[dict[str, Any]] | None = None
+    expose: Ports | None = None
+    ssh: Ssh | None = None
+    network: Network | None = None
+    resourceGroupId: Text | None = None  # noqa: N815
+    arch: Text | None = None
+    tags: list[Text] = []
+
+    def spec(self, default_timeout_seconds: int) -> JobSpec:
+        """Return the job that was asked for. Raises Unsupported for what this server does not have yet."""
+        self._refuse_missing()
+        return JobSpec(
+            command=tuple(self.command),
+            arguments=tuple(self.arguments),
+            environment=texts(self.environment),
+            flavor=self.flavor,
+            docker_image=self.dockerImage,
+            space_id=self.spaceId,
+            timeout_seconds=self.timeoutSeconds or default_timeout_seconds,
+            attempts=self.attempts or 1,
+            labels=self.labels,
+            resource_group_id=self.resourceGroupId,
+            arch=self.arch,
+            tags=tuple(self.tags),
+        )
+
+    def _refuse_missing(self) -> None:
+        missing = {
+            "volumes": bool(self.volumes),
+            "expose": self.expose is not None and bool(self.expose.ports or self.expose.portsPublic),
+            "ssh": self.ssh is not None and self.ssh.enabled,
+            "network": self.network is not None and bool(self.network.group),
+        }
+        for field, wanted in missing.items():
+            if wanted:
+                raise Unsupported(
+                    f"{field}: this version of Runstead does not have {_FEATURES[field]} yet, so the job was not "
+                    f"created; submit it without {field!r}"
+                )
+
+
+_FEATURES = {
+    "volumes": "volumes",
+    "expose": "exposed ports",
+    "ssh": "SSH into jobs",
+    "network": "network groups",
+}
+
+
+class LabelsUpdate(_Request):
+    """The body of `PUT /api/jobs/{namespace}/{id}/labels`."""
+
+    labels: dict[str, str]
+
+
+def texts(values: Mapping[str, Scalar]) -> dict[str, str]:
+    """Return variables as text; the client's API lets numbers, booleans and nulls through (wire-jobs §5)."""
+    return {name: value if isinstance(value, str) else _text(value) for name, value in values.items()}
+
+
+def _text(value: bool | float | None) -> str:
+    return "" if value is None else json.dumps(value)
+
+
+def instant(at: datetime | None) -> str | None:
+    """Return a time as the clients parse it: it must end in `Z`."""
+    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
+    """Return the job object (wire-jobs §6)."""
+    spec = job.spec
+    status: dict[str, Any] = {"stage": job.stage, "message": message, "failureCount": job.failure_count}
+    if job.failure_class is not None and job.stage.is_terminal:
+        status["failureClass"] = job.failure_class
+    if job.exit_code is not None and job.stage.is_terminal:
+        status["exitCode"] = job.exit_code
+    found: dict[str, Any] = {
+        "type": "job",
+        "id": job.id,
+        "owner": {"id": job.namespace_id, "name": job.namespace, "type": job.namespace_kind},
+        "createdBy": {"id": job.created_by_id, "name": job.created_by},
+        "createdAt": instant(job.created_at),
+        "startedAt": instant(job.started_at),
+        "finishedAt": instant(job.finished_at),
+        "status": status,
+        "command": spec.command,
+        "arguments": spec.arguments,
+        "environment": spec.environment,
+        "secrets": spec.secret_names,
+        "flavor": spec.flavor,
+        "labels": spec.labels,
+        "volumes": [],
+        "timeout": spec.timeout_seconds,
+        "retry": spec.attempts - 1,
+        "attempt": job.attempt,
+        "tags": spec.tags,
+        "durations": _durations(job, now),
+        "initiator": {"type": job.initiator.type, "id": job.initiator.id},
+    }
+    if job.initiator.name is not None:
+        found["initiator"]["name"] = job.initiator.name
+    if spec.docker_image is not None:
+        found["dockerImage"] = spec.docker_image
+    if spec.space_id is not None:
+        found["spaceId"] = spec.space_id
+    if spec.arch is not None:
+        found["arch"] = spec.arch
+    if spec.resource_group_id is not None:
+        found["resourceGroupId"] = spec.resource_group_id
+        found["resourceGroup"] = {"id": spec.resource_group_id, "name": spec.resource_group_id}
+    return found
+
+
+def _durations(job: Job, now: datetime) -> dict[str, int]:
+    end = job.finished_at or now
+    began = job.started_at
+    scheduling = ((began or end) - job.created_at).total_seconds()
+    running = (end - began).total_seconds() if began else 0
+    return {
+        "schedulingSecs": max(int(scheduling), 0),
+        "runningSecs": max(int(running), 0),
+        "totalSecs": max(int((end - job.created_at).total_seconds()), 0),
+    }
+
+
+def history_json(entry: HistoryEntry) -> dict[str, Any]:
+    """Return one past change of a job. The Hub has no such object; the shape is ours."""
+    return {
+        "at": instant(entry.at),
+        "attempt": entry.attempt,
+        "stage": entry.stage,
+        "message": entry.message,
+        "failureClass": entry.failure_class,
+    }
+
+
+def flavor_json(flavor: Flavor) -> dict[str, Any]:
+    """Return a row of `GET /api/jobs/hardware` (wire-jobs §10). Own machines cost nothing here."""
+    accelerator = flavor.accelerator
+    return {
+        "name": flavor.name,
+        "prettyName": flavor.pretty_name,
+        "cpu": f"{flavor.cpu_millicores / 1000:g} vCPU",
+        "ram": f"{flavor.memory_bytes / 2**30:.3g} GB",
+        "ephemeralStorage": f"{flavor.disk_bytes / 2**30:.0f} GB" if flavor.disk_bytes is not None else None,
+        "accelerator": None
+        if accelerator is None
+        else {
+            "type": accelerator.type,
+            "model": accelerator.model,
+            "quantity": str(accelerator.quantity),
+            "vram": f"{accelerator.memory_bytes * accelerator.quantity / 2**30:.0f} GB",
+            "manufacturer": accelerator.manufacturer,
+        },
+        "unitCostMicroUSD": 0,
+        "unitCostUSD": 0,
+        "unitLabel": "minute",
+    }
+
+
+def metrics_json(metrics: Metrics, replica: str) -> dict[str, Any]:
+    """Return one sample (wire-jobs §9.5). Rates are bits per second; totals are never zero, clients divide by them."""
+    return {
+        "cpu_usage_pct": metrics.cpu_percent,
+        "cpu_millicores": metrics.cpu_millicores,
+        "memory_used_bytes": metrics.memory_used_bytes,
+        "memory_total_bytes": max(metrics.memory_total_bytes, 1),
+        "rx_bps": round(metrics.rx_bytes_per_second * 8),
+        "tx_bps": round(metrics.tx_bytes_per_second * 8),
+        "gpus": {
+            name: {
+                "utilization": gpu.utilization_percent,
+                "memory_used_bytes": gpu.memory_used_bytes,
+                "memory_total_bytes": max(gpu.memory_total_bytes, 1),
+            }
+            for name, gpu in metrics.gpus.items()
+        },
+        "replica": replica,
+    }
+
+
+def whoami_json(caller: Caller, base_url: str) -> dict[str, Any]:
+    """Return the answer of `GET /api/whoami-v2` (wire-jobs §3.1)."""
+    user, token = caller.user, caller.token
+    avatar = f"{base_url}/avatar.svg"
+    found: dict[str, Any] = {
+        "type": "user",
+        "id": user.id,
+        "name": user.name,
+        "fullname": user.full_name,
+        "email": user.email,
+        "emailVerified": user.email is not None,
+        "canPay": False,
+        "isPro": False,
+        "avatarUrl": avatar,
+        "periodEnd": None,
+        "orgs": [
+            {
+                "type": "org",
+                "id": member.organization.id,
+                "name": member.organization.name,
+                "fullname": member.organization.full_name,
+                "avatarUrl": avatar,
+                "roleInOrg": member.role,
+                "canPay": False,
+                "periodEnd": None,
+            }
+            for member in caller.memberships
+        ],
+        "auth": {
+            "type": "access_token",
+            "accessToken": {
+                "displayName": token.name,
+                "role": token.role,
+                "createdAt": instant(token.created_at),
+            },
+        },
+    }
+    if token.scopes:
+        ids = {user.name: user.id} | {m.organization.name: m.organization.id for m in caller.memberships}
+        found["auth"]["accessToken"]["fineGrained"] = {
+            "global": [],
+            "scoped": [
+                {
+                    "entity": {
+                        "_id": ids.get(name, ""),
+                        "name": name,
+                        "type": "user" if name == user.name else "org",
+                    },
+                    "permissions": [f"job.{permission}"],
+                }
+                for name, permission in token.scopes
+            ],
+        }
+    if token.expires_at is not None:
+        found["auth"]["expiresAt"] = instant(token.expires_at)
+    return found

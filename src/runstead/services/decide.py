@@ -1,0 +1,215 @@
+"""The next step for a job: a pure function of the job, what its executor says, and the time.
+
+`runstead.services.reconcile` carries the steps out. Each is safe to repeat after a crash at any instant.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from runstead.model.jobs import FailureClass, Job, Phase, Stage, Transition
+from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
+
+_FIRST_RETRY_SECONDS = 1
+_LONGEST_RETRY_SECONDS = 60
+# The supervisor enforces the time limit; this much later the server does, in case the supervisor cannot.
+_LATE_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Ask the executor for the attempt, then apply what comes of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask the executor to end the attempt, then look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give back what the attempt held, then apply `then`."""
+
+    then: Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt is over and on record: apply `then`, which queues the next, and give back what it held."""
+
+    then: Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Seal the log, then apply `then`, which makes the job terminal."""
+
+    then: Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Nothing to do outside the store."""
+
+    then: Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do until something changes."""
+
+
+Step = Start | Stop | Release | Retry | Finish | Apply | Wait
+
+
+def decide(job: Job, seen: Observation | None, now: datetime) -> Step:
+    """Return the next step. `seen` is the executor's word on the current attempt; None when it has no handle."""
+    match job.phase:
+        case Phase.DONE:
+            return Wait()
+        case Phase.WAITING:
+            return Apply(canceled(job, now)) if job.cancel_requested_at else Wait()
+        case Phase.RELEASING:
+            return Release(_move(job, Phase.DONE, job.stage, now))
+        case Phase.STARTING | Phase.RUNNING:
+            return _decide_active(job, seen, now)
+
+
+def _decide_active(job: Job, seen: Observation | None, now: datetime) -> Step:
+    if seen is None:
+        return Finish(canceled(job, now)) if job.cancel_requested_at else Start()
+    match seen.state:
+        case AttemptState.EXITED if seen.exit is not None:
+            return _decide_ended(job, *_verdict(job, seen.exit), now, seen.exit)
+        case AttemptState.RUNNING:
+            if job.cancel_requested_at is not None:
+                return Stop()
+            if job.started_at is not None and now > job.started_at + timedelta(
+                seconds=job.spec.timeout_seconds + _LATE_SECONDS
+            ):
+                return Stop()
+            return Wait()
+        case _:
+            if job.cancel_requested_at is not None:
+                return Finish(canceled(job, now))
+            why = seen.message or "its supervisor died without leaving an exit record"
+            return _decide_ended(job, FailureClass.INFRA, f"the attempt was lost: {why}", now, None)
+
+
+def _decide_ended(
+    job: Job, failure: FailureClass | None, reason: str, now: datetime, record: ExitRecord | None
+) -> Step:
+    if failure is FailureClass.CANCELED:
+        return Finish(canceled(job, now, record))
+    if failure is not None and job.attempt < job.spec.attempts:
+        again = retry(job, failure, reason, now, record)
+        # What was lost may still run somewhere: it is removed before another attempt can begin.
+        return Retry(again) if record is not None else Release(again)
+    return Finish(ended(job, failure, reason, now, record))
+
+
+def _verdict(job: Job, record: ExitRecord) -> tuple[FailureClass | None, str]:
+    match record.reason:
+        case ExitReason.STOPPED if job.cancel_requested_at is not None:
+            return FailureClass.CANCELED, ""
+        case ExitReason.STOPPED:
+            if _past_limit(job, record.finished_at):
+                return FailureClass.TIMEOUT, _timeout_text(job)
+            return FailureClass.INFRA, "the attempt was stopped from outside"
+        case ExitReason.TIMEOUT:
+            return FailureClass.TIMEOUT, _timeout_text(job)
+        case ExitReason.OOM:
+            return FailureClass.OOM, record.message or "the job used more memory than its flavor has"
+        case ExitReason.START_FAILED:
+            return FailureClass.USER, record.message or "the command could not be started"
+        case ExitReason.EXITED:
+            if record.exit_code == 0:
+                return None, ""
+            if record.signal is not None:
+                return FailureClass.USER, f"the command was ended by signal {record.signal}"
+            return FailureClass.USER, f"the command exited with code {record.exit_code}"
+
+
+def _past_limit(job: Job, at: datetime) -> bool:
+    return job.started_at is not None and at >= job.started_at + timedelta(seconds=job.spec.timeout_seconds)
+
+
+def _timeout_text(job: Job) -> str:
+    return f"Job timeout after {job.spec.timeout_seconds} s; ask for more with --timeout"
+
+
+def running(job: Job, started_at: datetime, note: str | None, now: datetime) -> Transition:
+    """The attempt runs."""
+    return _move(job, Phase.RUNNING, Stage.RUNNING, now, started_at=started_at, message=note)
+
+
+def canceled(job: Job, now: datetime, record: ExitRecord | None = None) -> Transition:
+    """The job ends because somebody asked for it."""
+    return _terminal(job, Stage.CANCELED, FailureClass.CANCELED, "canceled: on request", now, record)
+
+
+def ended(
+    job: Job, failure: FailureClass | None, reason: str, now: datetime, record: ExitRecord | None = None
+) -> Transition:
+    """The job ends by itself, well or not."""
+    if failure is None:
+        return _terminal(job, Stage.COMPLETED, None, None, now, record)
+    text = f"{failure}: {reason}"
+    if job.spec.attempts > 1:
+        text += f" (attempt {job.attempt} of {job.spec.attempts})"
+    return _terminal(job, Stage.ERROR, failure, text, now, record)
+
+
+def retry(job: Job, failure: FailureClass, reason: str, now: datetime, record: ExitRecord | None = None) -> Transition:
+    """The attempt failed and the next goes to the queue, after a pause that doubles each time."""
+    pause = min(_FIRST_RETRY_SECONDS * 2 ** (job.attempt - 1), _LONGEST_RETRY_SECONDS)
+    return _move(
+        job,
+        Phase.WAITING,
+        Stage.SCHEDULING,
+        now,
+        message=f"attempt {job.attempt} of {job.spec.attempts} failed ({failure}: {reason}); the next waits {pause} s",
+        failure_class=failure,
+        exit_code=record.exit_code if record else None,
+        started_at=None,
+        not_before=now + timedelta(seconds=pause),
+        handle=None,
+        reservation=None,
+        executor=None,
+        next_attempt=job.attempt + 1,
+        failure_count=job.failure_count + 1,
+    )
+
+
+def _terminal(
+    job: Job,
+    stage: Stage,
+    failure: FailureClass | None,
+    message: str | None,
+    now: datetime,
+    record: ExitRecord | None,
+) -> Transition:
+    never_started = job.phase is Phase.WAITING
+    return _move(
+        job,
+        Phase.DONE if never_started else Phase.RELEASING,
+        stage,
+        now,
+        message=message,
+        failure_class=failure,
+        exit_code=record.exit_code if record else None,
+        started_at=(record.started_at if record else None) or job.started_at,
+        finished_at=max(record.finished_at, job.created_at) if record else now,
+        failure_count=job.failure_count + (failure not in (None, FailureClass.CANCELED)),
+    )
+
+
+def _move(job: Job, phase: Phase, stage: Stage, now: datetime, **changes: object) -> Transition:
+    return Transition(
+        job_id=job.id,
+        attempt=job.attempt,
+        from_phases=frozenset({job.phase}),
+        phase=phase,
+        stage=stage,
+        at=now,
+        **changes,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,193 @@
+"""What users do with jobs: submit, look, label, cancel, run again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from runstead.events.interface import JOBS, QUEUE, WORK, EventBus
+from runstead.kit.clock import Clock
+from runstead.kit.wakeup import Wakeup
+from runstead.model.accounts import Caller, Namespace, Permission
+from runstead.model.errors import Invalid, NotFound
+from runstead.model.ids import is_id, new_id
+from runstead.model.jobs import HistoryEntry, Initiator, Job, JobSpec, NewJob, Phase, Stage
+from runstead.services import specs
+from runstead.services.accounts import authorize
+from runstead.services.admission import AdmissionRounds
+from runstead.services.hardware import Hardware
+from runstead.services.secrets import SecretBox
+from runstead.stores.interface import JobFilter, JobStore
+
+PAGE = 100
+# How long an answer is held back for news that spares the client a round of polling (wire-jobs §7).
+_ANSWER_AFTER_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """What holds for every job of this server."""
+
+    default_timeout_seconds: int
+    max_timeout_seconds: int | None
+
+
+class Jobs:
+    """The jobs of all namespaces, seen by one caller at a time."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        hardware: Hardware,
+        secrets: SecretBox,
+        admission: AdmissionRounds,
+        events: EventBus,
+        clock: Clock,
+        limits: JobLimits,
+    ) -> None:
+        self._store = store
+        self._hardware = hardware
+        self._secrets = secrets
+        self._admission = admission
+        self._events = events
+        self._clock = clock
+        self.limits = limits
+
+    async def submit(
+        self,
+        caller: Caller,
+        namespace: str,
+        spec: JobSpec,
+        secrets: Mapping[str, str],
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Accept a job. It is durable when this returns; it runs already if it could start within a moment.
+
+        Raises Forbidden, or Invalid/Unsupported naming the field that cannot be had.
+        """
+        owner = authorize(caller, Permission.WRITE, namespace)
+        self._check(spec, secrets)
+        initiator = Initiator("user", caller.user.id, caller.user.name)
+        return await self._add(caller, owner, spec, secrets, initiator, idempotency_key)
+
+    async def rerun(self, caller: Caller, namespace: str, job_id: str) -> Job:
+        """Submit the same job again: its whole spec and secrets. Raises NotFound, Forbidden."""
+        old = await self.get(caller, namespace, job_id)
+        owner = authorize(caller, Permission.WRITE, namespace)
+        sealed = await self._store.sealed_secrets(old.id) if old.spec.secret_names else None
+        secrets = self._secrets.open(old.id, sealed) if sealed else {}
+        self._check(old.spec, secrets)
+        return await self._add(caller, owner, old.spec, secrets, Initiator("duplicated-job", old.id), None)
+
+    async def get(self, caller: Caller, namespace: str, job_id: str) -> Job:
+        """Return a job. Raises NotFound for one that is not there, or not in this namespace; Forbidden."""
+        authorize(caller, Permission.READ, namespace)
+        job = await self._store.get(job_id) if is_id(job_id) else None
+        if job is None or job.namespace != namespace:
+            raise NotFound(f"there is no job {job_id[:100]!r} in {namespace!r}: `hf jobs ps -a` shows those there are")
+        return job
+
+    async def page(
+        self, caller: Caller, namespace: str, wanted: JobFilter, before_seq: int | None, limit: int = PAGE
+    ) -> tuple[list[Job], int | None]:
+        """Return a page of jobs, newest first, and where the next begins (None: there is none)."""
+        authorize(caller, Permission.READ, namespace)
+        jobs = await self._store.page(namespace, wanted, before_seq, limit + 1)
+        return jobs[:limit], jobs[limit - 1].seq if len(jobs) > limit else None
+
+    async def count(self, caller: Caller, namespace: str, wanted: JobFilter) -> int:
+        """Count the jobs of a namespace."""
+        authorize(caller, Permission.READ, namespace)
+        return await self._store.count(namespace, wanted)
+
+    async def history(self, caller: Caller, namespace: str, job_id: str) -> list[HistoryEntry]:
+        """Return what happened to a job, oldest first."""
+        job = await self.get(caller, namespace, job_id)
+        return await self._store.history(job.id)
+
+    async def set_labels(self, caller: Caller, namespace: str, job_id: str, labels: Mapping[str, str]) -> Job:
+        """Replace all labels of a job."""
+        await self.get(caller, namespace, job_id)
+        authorize(caller, Permission.WRITE, namespace)
+        specs.check_labels(labels)
+        job = await self._store.set_labels(job_id, labels)
+        if job is None:
+            raise NotFound(f"job {job_id!r} was deleted meanwhile")
+        return job
+
+    async def cancel(self, caller: Caller, namespace: str, job_id: str) -> Job:
+        """Cancel a job; one that is over stays as it is. Returns it as it stands a moment later."""
+        job = await self.get(caller, namespace, job_id)
+        authorize(caller, Permission.WRITE, namespace)
+        if job.stage.is_terminal:
+            return job
+        with self._events.subscribe(JOBS, job_id) as changed:
+            noted = await self._store.request_cancel(job_id, self._clock.now())
+            if noted is None:
+                raise NotFound(f"job {job_id!r} was deleted meanwhile")
+            if noted.phase is Phase.WAITING:
+                self._admission.left(noted)
+            self._events.publish(WORK, job_id)
+            return await self._settled(noted, changed, lambda now: now.stage.is_terminal)
+
+    def message(self, job: Job) -> str | None:
+        """Return what `status.message` says now: for a waiting job why, its position, and the next look."""
+        if job.cancel_requested_at is not None and not job.stage.is_terminal:
+            return "being canceled"
+        return self._admission.reason(job)
+
+    def _check(self, spec: JobSpec, secrets: Mapping[str, str]) -> None:
+        specs.check_command(spec.command, spec.arguments)
+        specs.check_image(spec.docker_image, spec.space_id)
+        specs.check_labels(spec.labels)
+        specs.check_environment("environment", spec.environment)
+        specs.check_environment("secrets", secrets)
+        specs.check_exec_size((*spec.command, *spec.arguments), {**spec.environment, **secrets})
+        self._hardware.flavor(spec.flavor)
+        longest = self.limits.max_timeout_seconds
+        if longest is not None and spec.timeout_seconds > longest:
+            raise Invalid(f"this server allows at most {longest} s, not {spec.timeout_seconds}", "timeoutSeconds")
+
+    async def _add(
+        self,
+        caller: Caller,
+        owner: Namespace,
+        spec: JobSpec,
+        secrets: Mapping[str, str],
+        initiator: Initiator,
+        idempotency_key: str | None,
+    ) -> Job:
+        now = self._clock.now()
+        job_id = new_id(now)
+        new = NewJob(
+            id=job_id,
+            namespace_id=owner.id,
+            namespace=owner.name,
+            namespace_kind=owner.kind,
+            created_by_id=caller.user.id,
+            created_by=caller.user.name,
+            spec=replace(spec, secret_names=tuple(sorted(secrets))),
+            initiator=initiator,
+            created_at=now,
+            message="queued",
+            sealed_secrets=self._secrets.seal(job_id, secrets) if secrets else None,
+            idempotency_key=idempotency_key,
+        )
+        with self._events.subscribe(JOBS, job_id) as changed, self._admission.watched(job_id, changed):
+            job = await self._store.add(new)
+            if job.id != job_id:
+                return job  # submitted before, with the same key
+            self._admission.joined(job)
+            self._events.publish(QUEUE)
+            if self._admission.is_blocked(spec.flavor):
+                return job
+            return await self._settled(
+                job, changed, lambda now: now.stage is not Stage.SCHEDULING or self._admission.is_blocked(spec.flavor)
+            )
+
+    async def _settled(self, job: Job, changed: Wakeup, done: Callable[[Job], bool]) -> Job:
+        deadline = self._clock.now().timestamp() + _ANSWER_AFTER_SECONDS
+        while not done(job):
+            left = deadline - self._clock.now().timestamp()
+            if left <= 0 or not await changed.wait(left):
+                break
+            job = await self._store.get(job.id) or job
+        return job

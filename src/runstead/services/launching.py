@@ -1,0 +1,87 @@
+"""From a stored job to a launch: its environment, its secrets, its share of the machine, the head of its log."""
+
+from collections.abc import Callable
+
+from runstead.executors.interface import Capabilities
+from runstead.kit.clock import Clock
+from runstead.logs.interface import LogStore
+from runstead.model.hardware import Flavor
+from runstead.model.jobs import Job
+from runstead.model.launches import Launch
+from runstead.services.hardware import Hardware
+from runstead.services.secrets import SecretBox
+from runstead.stores.interface import JobStore
+
+_EARLIEST_ATTEMPT = 1
+
+
+class Launching:
+    """Prepares launches. `endpoint` gives the HF_ENDPOINT for jobs, or None when they get none."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        logs: LogStore,
+        hardware: Hardware,
+        secrets: SecretBox,
+        capabilities: Capabilities,
+        clock: Clock,
+        endpoint: Callable[[], str | None],
+    ) -> None:
+        self._store = store
+        self._logs = logs
+        self._hardware = hardware
+        self._secrets = secrets
+        self._capabilities = capabilities
+        self._clock = clock
+        self._endpoint = endpoint
+
+    async def prepare(self, job: Job) -> Launch:
+        """Return the launch of the job's current attempt. Raises Invalid when its flavor is gone."""
+        flavor = self._hardware.flavor(job.spec.flavor)
+        sealed = await self._store.sealed_secrets(job.id) if job.spec.secret_names else None
+        secrets = self._secrets.open(job.id, sealed) if sealed else {}
+        now = self._clock.now()
+        last = await self._logs.end_time(job.id) if job.attempt > _EARLIEST_ATTEMPT else None
+        return Launch(
+            job_id=job.id,
+            attempt=job.attempt,
+            namespace=job.namespace,
+            image=job.spec.image,
+            argv=(*job.spec.command, *job.spec.arguments),
+            environment={**self._builtin(job, flavor), **job.spec.environment, **secrets},
+            cpu_millicores=flavor.cpu_millicores,
+            memory_bytes=flavor.memory_bytes,
+            disk_bytes=flavor.disk_bytes,
+            gpu_ids=job.reservation.gpu_ids if job.reservation else (),
+            timeout_seconds=job.spec.timeout_seconds,
+            log_path=self._logs.sink(job.id, job.attempt),
+            log_not_before=max(now, last) if last else now,
+            preamble=(f"===== Job started at {now:%Y-%m-%d %H:%M:%S} =====", *self._notes(job)),
+        )
+
+    def note(self, job: Job) -> str | None:
+        """Return what a user should know about how this job runs, for `status.message`."""
+        return "; ".join(self._notes(job)) or None
+
+    def _notes(self, job: Job) -> list[str]:
+        notes = [note.format(image=job.spec.image) for note in self._capabilities.notes]
+        return [f"runstead: {note}" for note in notes]
+
+    def _builtin(self, job: Job, flavor: Flavor) -> dict[str, str]:
+        """Return the variables every job gets (wire-jobs §13); what the user sets wins."""
+        variables = {
+            "JOB_ID": job.id,
+            "ACCELERATOR": flavor.name if flavor.accelerator else "none",
+            "CPU_CORES": f"{flavor.cpu_millicores / 1000:g}",
+            "MEMORY": _kubernetes_size(flavor.memory_bytes),
+        }
+        endpoint = self._endpoint()
+        if endpoint is not None:
+            variables["HF_ENDPOINT"] = endpoint
+        return variables
+
+
+def _kubernetes_size(size_bytes: int) -> str:
+    gibibytes = size_bytes / 2**30
+    return f"{gibibytes:.0f}Gi" if gibibytes >= 10 else f"{size_bytes // 2**20}Mi"
