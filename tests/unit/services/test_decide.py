@@ -1,0 +1,144 @@
+"""The next step of a job, case by case."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from runstead.model.jobs import FailureClass, Initiator, Job, JobSpec, Phase, Stage, Transition
+from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
+from runstead.services.decide import Apply, Finish, Release, Retry, Start, Stop, Wait, decide
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+HANDLE = {"executor": "x", "version": 1, "data": {}}
+
+
+def job(phase: Phase, **changes: object) -> Job:
+    stage = Stage.RUNNING if phase is Phase.RUNNING else Stage.SCHEDULING
+    made = Job(
+        seq=1,
+        id="0" * 24,
+        namespace_id="1",
+        namespace="alice",
+        namespace_kind="user",
+        created_by_id="1",
+        created_by="alice",
+        spec=JobSpec(command=("true",), flavor="cpu-basic", docker_image="x", timeout_seconds=100),
+        stage=stage,
+        phase=phase,
+        message=None,
+        created_at=NOW - timedelta(minutes=1),
+        initiator=Initiator("user", "1"),
+        handle=HANDLE if phase is Phase.RUNNING else None,
+        started_at=NOW - timedelta(seconds=10) if phase is Phase.RUNNING else None,
+    )
+    return replace(made, **changes)
+
+
+def ended(reason: ExitReason = ExitReason.EXITED, code: int | None = 0, signal: int | None = None) -> Observation:
+    record = ExitRecord(reason, code, signal, NOW - timedelta(seconds=10), NOW - timedelta(seconds=1))
+    return Observation(AttemptState.EXITED, exit=record)
+
+
+RUNNING = Observation(AttemptState.RUNNING)
+LOST = Observation(AttemptState.LOST)
+
+
+def finish(step: object) -> Transition:
+    assert isinstance(step, Finish)
+    assert step.then.phase is Phase.RELEASING
+    return step.then
+
+
+def test_a_waiting_job_waits_for_admission() -> None:
+    assert decide(job(Phase.WAITING), None, NOW) == Wait()
+
+
+def test_a_waiting_job_that_is_canceled_is_done_at_once() -> None:
+    step = decide(job(Phase.WAITING, cancel_requested_at=NOW), None, NOW)
+    assert isinstance(step, Apply)
+    assert (step.then.phase, step.then.stage) == (Phase.DONE, Stage.CANCELED)
+
+
+def test_an_admitted_job_is_started() -> None:
+    assert decide(job(Phase.STARTING), None, NOW) == Start()
+
+
+def test_an_admitted_job_that_is_canceled_is_not_started() -> None:
+    assert finish(decide(job(Phase.STARTING, cancel_requested_at=NOW), None, NOW)).stage is Stage.CANCELED
+
+
+def test_a_running_job_is_left_alone() -> None:
+    assert decide(job(Phase.RUNNING), RUNNING, NOW) == Wait()
+
+
+def test_a_running_job_that_is_canceled_is_stopped() -> None:
+    assert decide(job(Phase.RUNNING, cancel_requested_at=NOW), RUNNING, NOW) == Stop()
+
+
+def test_a_job_whose_supervisor_missed_the_time_limit_is_stopped() -> None:
+    late = job(Phase.RUNNING, started_at=NOW - timedelta(seconds=161))
+    assert decide(late, RUNNING, NOW) == Stop()
+
+
+@pytest.mark.parametrize(
+    ("seen", "failure", "words"),
+    [
+        (ended(code=3), FailureClass.USER, "exited with code 3"),
+        (ended(code=137, signal=9), FailureClass.USER, "signal 9"),
+        (ended(ExitReason.TIMEOUT, 143, 15), FailureClass.TIMEOUT, "Job timeout after 100 s"),
+        (ended(ExitReason.OOM, 137, 9), FailureClass.OOM, "memory"),
+        (ended(ExitReason.START_FAILED, 127), FailureClass.USER, "could not be started"),
+        (ended(ExitReason.STOPPED, 143, 15), FailureClass.INFRA, "stopped from outside"),
+        (LOST, FailureClass.INFRA, "supervisor died"),
+    ],
+)
+def test_every_failure_has_its_class_and_its_reason(seen: Observation, failure: FailureClass, words: str) -> None:
+    step = finish(decide(job(Phase.RUNNING), seen, NOW))
+    assert (step.stage, step.failure_class, step.failure_count) == (Stage.ERROR, failure, 1)
+    assert isinstance(step.message, str)
+    assert step.message.startswith(f"{failure}: ")
+    assert words in step.message
+
+
+def test_a_command_that_succeeds_completes_the_job() -> None:
+    step = finish(decide(job(Phase.RUNNING), ended(), NOW))
+    assert (step.stage, step.failure_class, step.exit_code, step.failure_count) == (Stage.COMPLETED, None, 0, 0)
+    assert step.finished_at == NOW - timedelta(seconds=1)
+
+
+def test_success_wins_over_a_cancellation_that_came_too_late() -> None:
+    step = finish(decide(job(Phase.RUNNING, cancel_requested_at=NOW), ended(), NOW))
+    assert step.stage is Stage.COMPLETED
+
+
+def test_a_canceled_job_is_never_retried() -> None:
+    spec = replace(job(Phase.RUNNING).spec, attempts=5)
+    for seen in (ended(ExitReason.STOPPED, 143, 15), LOST):
+        step = finish(decide(job(Phase.RUNNING, spec=spec, cancel_requested_at=NOW), seen, NOW))
+        assert (step.stage, step.failure_class) == (Stage.CANCELED, FailureClass.CANCELED)
+
+
+def test_a_failed_attempt_is_followed_by_another_while_there_are_any() -> None:
+    spec = replace(job(Phase.RUNNING).spec, attempts=2)
+    step = decide(job(Phase.RUNNING, spec=spec), ended(code=1), NOW)
+    assert isinstance(step, Retry)
+    assert (step.then.phase, step.then.stage, step.then.next_attempt) == (Phase.WAITING, Stage.SCHEDULING, 2)
+    assert step.then.not_before == NOW + timedelta(seconds=1)
+    last = finish(decide(job(Phase.RUNNING, spec=spec, attempt=2, failure_count=1), ended(code=1), NOW))
+    assert (last.stage, last.failure_count) == (Stage.ERROR, 2)
+    assert "attempt 2 of 2" in str(last.message)
+
+
+def test_a_lost_attempt_is_removed_before_the_next_may_begin() -> None:
+    spec = replace(job(Phase.RUNNING).spec, attempts=2)
+    step = decide(job(Phase.RUNNING, spec=spec), LOST, NOW)
+    assert isinstance(step, Release)
+    assert step.then.phase is Phase.WAITING
+
+
+def test_a_terminal_job_gives_back_what_it_held_and_is_done() -> None:
+    step = decide(job(Phase.RELEASING, stage=Stage.ERROR), LOST, NOW)
+    assert isinstance(step, Release)
+    assert (step.then.phase, step.then.stage) == (Phase.DONE, Stage.ERROR)
+    assert decide(job(Phase.DONE, stage=Stage.ERROR), None, NOW) == Wait()
