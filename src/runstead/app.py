@@ -43,8 +43,9 @@ from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
 from runstead.stores.accounts import SqlAccountStore
-from runstead.stores.database import Database, open_database
+from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
+from runstead.stores.opening import open_database
 
 log = structlog.get_logger()
 

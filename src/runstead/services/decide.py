@@ -69,7 +69,7 @@ def decide(job: Job, seen: Observation | None, now: datetime) -> Step:
         case Phase.WAITING:
             return Apply(canceled(job, now)) if job.cancel_requested_at else Wait()
         case Phase.RELEASING:
-            return Release(_move(job, Phase.DONE, job.stage, now))
+            return Release(_move(job, Phase.DONE, job.stage, now, handle=None, reservation=None))
         case Phase.STARTING | Phase.RUNNING:
             return _decide_active(job, seen, now)
 

@@ -1,0 +1,268 @@
+"""Jobs through their whole life over a real database, with an executor whose faults the test decides."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from runstead.events.interface import JOBS, WORK
+from runstead.events.local import LocalEventBus
+from runstead.executors.interface import Capabilities, Executor
+from runstead.kit.clock import SystemClock
+from runstead.logs.files import FileLogStore
+from runstead.model.accounts import Caller, Token, TokenRole, User
+from runstead.model.errors import BackendFailure, Invalid, RunsteadError, Unavailable
+from runstead.model.hardware import Machine
+from runstead.model.jobs import FailureClass, Job, JobSpec, Phase, Stage
+from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation, Usage
+from runstead.services.admission import AdmissionRounds
+from runstead.services.hardware import Hardware, derive_flavors
+from runstead.services.jobs import JobLimits, Jobs
+from runstead.services.launching import Launching
+from runstead.services.reconcile import LEASE, Reconcile
+from runstead.services.secrets import SecretBox
+from runstead.stores.jobs import SqlJobStore
+from runstead.stores.opening import open_database
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+USER = User("a" * 24, "alice", "Alice", True, NOW)
+ALICE = Caller(USER, Token("b" * 24, USER.id, "t", TokenRole.WRITE, NOW, "1234"))
+SPEC = JobSpec(command=("true",), flavor="cpu-basic", docker_image="python:3.12")
+MACHINE = Machine(2000, 4 * 2**30, 10 * 2**30)
+
+
+@dataclass
+class FakeExecutor(Executor):
+    """Keeps attempts in memory; does what the test says."""
+
+    start_errors: list[RunsteadError] = field(default_factory=list)
+    attempts: dict[tuple[str, int], Observation] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    removed: list[tuple[str, int]] = field(default_factory=list)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def open(self) -> Capabilities:
+        return Capabilities("fake", "fake@here", False, True, False, None, MACHINE, ("{image} is not used",))
+
+    async def close(self) -> None: ...
+
+    async def start(self, launch: Launch) -> Handle:
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+        key = (launch.job_id, launch.attempt)
+        if key not in self.attempts:
+            self.launches.append(launch)
+            self.attempts[key] = Observation(AttemptState.RUNNING, started_at=datetime.now(UTC))
+        self.started.set()
+        return Handle("fake@here", 1, {"job": launch.job_id, "attempt": launch.attempt})
+
+    async def poll(self, handles: Sequence[Handle]) -> list[Observation]:
+        lost = Observation(AttemptState.LOST)
+        return [self.attempts.get((h.data["job"], h.data["attempt"]), lost) for h in handles]
+
+    async def stop(self, handle: Handle, grace_seconds: float) -> None:
+        self.stopped.append(handle.data["job"])
+        self.end(handle.data["job"], handle.data["attempt"], ExitReason.STOPPED, 143)
+
+    async def remove(self, handle: Handle) -> None:
+        key = (handle.data["job"], handle.data["attempt"])
+        self.removed.append(key)
+        self.attempts.pop(key, None)
+
+    async def owned(self) -> list[tuple[str, int, Handle]]:
+        return [(j, a, Handle("fake@here", 1, {"job": j, "attempt": a})) for j, a in self.attempts]
+
+    async def usage(self, handle: Handle) -> Usage | None:
+        return None
+
+    def end(self, job_id: str, attempt: int, reason: ExitReason = ExitReason.EXITED, code: int = 0) -> None:
+        now = datetime.now(UTC)
+        self.attempts[job_id, attempt] = Observation(AttemptState.EXITED, exit=ExitRecord(reason, code, None, now, now))
+
+
+@dataclass
+class House:
+    executor: FakeExecutor
+    store: SqlJobStore
+    logs: FileLogStore
+    events: LocalEventBus
+    jobs: Jobs
+
+    async def until(self, job_id: str, wanted: Phase | Stage, attempt: int = 1) -> Job:
+        with self.events.subscribe(JOBS, job_id) as changed:
+            async with asyncio.timeout(10):
+                while True:
+                    job = await self.store.get(job_id)
+                    assert job is not None
+                    if wanted in (job.phase, job.stage) and job.attempt >= attempt:
+                        return job
+                    await changed.wait(0.2)
+
+    def end(self, job: Job, reason: ExitReason = ExitReason.EXITED, code: int = 0) -> None:
+        self.executor.end(job.id, job.attempt, reason, code)
+        self.events.publish(WORK, job.id)
+
+
+@asynccontextmanager
+async def open_house(path: Path, executor: FakeExecutor | None = None, process: str = "1") -> AsyncGenerator[House]:
+    executor = executor or FakeExecutor()
+    capabilities = await executor.open()
+    database = await open_database(f"sqlite:///{path / 'db'}")
+    store, logs, events, clock = SqlJobStore(database), FileLogStore(path / "logs"), LocalEventBus(), SystemClock()
+    hardware = Hardware(derive_flavors(MACHINE), MACHINE, 1.0)
+    secrets = SecretBox(b"k" * 32)
+    launching = Launching(store, logs, hardware, secrets, capabilities, clock, lambda: "http://here")
+    owner = f"fake@here/{process}"
+    reconcile = Reconcile(store, executor, "fake@here", logs, launching, events, clock, owner, 0.2, 1.0)
+    admission = AdmissionRounds(store, hardware, events, clock, "fake@here", owner, LEASE, 0.2, reconcile.take)
+    jobs = Jobs(store, hardware, secrets, admission, events, clock, JobLimits(1800, None))
+    duties = [asyncio.create_task(reconcile.run()), asyncio.create_task(admission.run())]
+    try:
+        yield House(executor, store, logs, events, jobs)
+    finally:
+        for duty in duties:
+            duty.cancel()
+        await asyncio.gather(*duties, return_exceptions=True)
+        await database.close()
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncGenerator[House]:
+    async with open_house(tmp_path) as opened:
+        yield opened
+
+
+async def test_a_job_runs_and_completes_and_nothing_of_it_is_left(house: House) -> None:
+    job = await house.jobs.submit(ALICE, "alice", SPEC, {"TOKEN": "s3cr3t"})
+    assert job.stage is Stage.RUNNING  # the answer waited for the start
+    assert job.message == "runstead: python:3.12 is not used"
+    (launch,) = house.executor.launches
+    assert launch.environment["TOKEN"] == "s3cr3t"
+    assert launch.environment["JOB_ID"] == job.id
+    assert launch.environment["HF_ENDPOINT"] == "http://here"
+    assert launch.preamble[0].startswith("===== Job started at ")
+    house.end(job)
+    done = await house.until(job.id, Phase.DONE)
+    assert (done.stage, done.failure_class, done.exit_code) == (Stage.COMPLETED, None, 0)
+    assert house.executor.removed == [(job.id, 1)]
+    stages = [(entry.phase, entry.stage) for entry in await house.store.history(job.id)]
+    assert stages == [
+        (Phase.WAITING, Stage.SCHEDULING),
+        (Phase.STARTING, Stage.SCHEDULING),
+        (Phase.RUNNING, Stage.RUNNING),
+        (Phase.RELEASING, Stage.COMPLETED),
+        (Phase.DONE, Stage.COMPLETED),
+    ]
+
+
+async def test_a_job_that_does_not_fit_is_told_why_and_starts_when_it_can(house: House) -> None:
+    first = await house.jobs.submit(ALICE, "alice", SPEC, {})
+    second = await house.jobs.submit(ALICE, "alice", SPEC, {})
+    assert second.stage is Stage.SCHEDULING
+    message = house.jobs.message(second)
+    assert message is not None
+    assert "waiting for 2 vCPU (0 of 2 free)" in message
+    assert "position 1 of 1" in message
+    assert "next at" in message
+    house.end(first)
+    assert (await house.until(second.id, Stage.RUNNING)).started_at is not None
+
+
+async def test_canceling_a_waiting_and_a_running_job(house: House) -> None:
+    running = await house.jobs.submit(ALICE, "alice", SPEC, {})
+    waiting = await house.jobs.submit(ALICE, "alice", SPEC, {})
+    canceled = await house.jobs.cancel(ALICE, "alice", waiting.id)
+    assert canceled.stage is Stage.CANCELED
+    assert (await house.jobs.cancel(ALICE, "alice", running.id)).stage is Stage.CANCELED
+    assert house.executor.stopped == [running.id]
+    done = await house.until(running.id, Phase.DONE)
+    assert done.failure_class is FailureClass.CANCELED
+    assert (await house.jobs.cancel(ALICE, "alice", running.id)).stage is Stage.CANCELED
+
+
+async def test_a_failed_attempt_is_retried_and_the_last_one_counts(house: House) -> None:
+    spec = JobSpec(command=("false",), flavor="cpu-basic", docker_image="x", attempts=2)
+    job = await house.jobs.submit(ALICE, "alice", spec, {})
+    house.end(job, code=3)
+    waiting = await house.until(job.id, Stage.SCHEDULING, attempt=2)
+    assert waiting.failure_count == 1
+    assert "attempt 1 of 2 failed (user: the command exited with code 3)" in str(house.jobs.message(waiting))
+    again = await house.until(job.id, Stage.RUNNING, attempt=2)
+    assert house.executor.removed == [(job.id, 1)]
+    assert house.executor.launches[1].log_path.name == "2.log"
+    house.end(again, code=4)
+    done = await house.until(job.id, Phase.DONE)
+    assert (done.stage, done.exit_code, done.failure_count) == (Stage.ERROR, 4, 2)
+
+
+async def test_a_start_that_may_succeed_later_is_tried_again(house: House) -> None:
+    house.executor.start_errors = [Unavailable("not yet")]
+    job = await house.jobs.submit(ALICE, "alice", SPEC, {})
+    assert (await house.until(job.id, Stage.RUNNING)).failure_count == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [(Invalid("no such thing"), FailureClass.USER), (BackendFailure("broken"), FailureClass.INFRA)],
+)
+async def test_a_start_that_cannot_succeed_fails_the_job_with_its_reason(
+    house: House, error: RunsteadError, failure: FailureClass
+) -> None:
+    house.executor.start_errors = [error]
+    job = await house.jobs.submit(ALICE, "alice", SPEC, {})
+    done = await house.until(job.id, Phase.DONE)
+    assert (done.stage, done.failure_class) == (Stage.ERROR, failure)
+    assert error.message in str(done.message)
+
+
+async def test_a_lost_attempt_ends_the_job_with_class_infra(house: House) -> None:
+    job = await house.jobs.submit(ALICE, "alice", SPEC, {})
+    house.executor.attempts.clear()  # found by the poll: nobody says so
+    done = await house.until(job.id, Phase.DONE)
+    assert (done.stage, done.failure_class) == (Stage.ERROR, FailureClass.INFRA)
+
+
+async def test_a_new_process_finds_the_jobs_of_the_old_one(tmp_path: Path) -> None:
+    executor = FakeExecutor()
+    async with open_house(tmp_path, executor) as house:
+        running = await house.jobs.submit(ALICE, "alice", SPEC, {})
+        waiting = await house.jobs.submit(ALICE, "alice", SPEC, {})
+    executor.attempts["f" * 24, 1] = Observation(AttemptState.RUNNING)  # nobody's
+    executor.end(running.id, 1)
+    async with open_house(tmp_path, executor, process="2") as house:
+        assert (await house.until(running.id, Phase.DONE)).stage is Stage.COMPLETED
+        await house.until(waiting.id, Stage.RUNNING)
+        assert ("f" * 24, 1) in executor.removed
+    assert len(executor.launches) == 2
+
+
+async def test_an_attempt_whose_handle_was_never_saved_is_not_started_twice(tmp_path: Path) -> None:
+    executor = FakeExecutor()
+    async with open_house(tmp_path, executor) as house:
+        executor.start_errors = [Unavailable("crash here")] * 9
+        job = await house.jobs.submit(ALICE, "alice", SPEC, {})
+        await house.until(job.id, Phase.STARTING)
+        executor.attempts[job.id, 1] = Observation(AttemptState.RUNNING)
+    executor.start_errors = []
+    async with open_house(tmp_path, executor, process="2") as house:
+        await house.until(job.id, Stage.RUNNING)
+        assert executor.launches == []
+
+
+async def test_canceling_when_the_handle_was_never_saved_still_removes_the_attempt(tmp_path: Path) -> None:
+    executor = FakeExecutor()
+    async with open_house(tmp_path, executor) as house:
+        executor.start_errors = [Unavailable("crash here")] * 9
+        job = await house.jobs.submit(ALICE, "alice", SPEC, {})
+        await house.until(job.id, Phase.STARTING)
+        executor.attempts[job.id, 1] = Observation(AttemptState.RUNNING)
+    async with open_house(tmp_path, executor, process="2") as house:
+        await house.store.request_cancel(job.id, datetime.now(UTC) + timedelta(0))
+        house.events.publish(WORK, job.id)
+        await house.until(job.id, Phase.DONE)
+        assert (job.id, 1) in executor.removed
