@@ -99,9 +99,10 @@ def _path(value: Path) -> Path:
     return value.expanduser().absolute()
 
 
+READS_SIZE = BeforeValidator(_size)  # also marks a setting as an amount of bytes
 Size = Annotated[
     int,
-    BeforeValidator(_size),
+    READS_SIZE,
     Field(gt=0),
     PlainSerializer(format_size, return_type=str, when_used="json"),
 ]
@@ -280,7 +281,7 @@ class Settings(Section):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     executor: ExecutorSettings = Field(default_factory=ExecutorSettings)
-    flavors: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")], FlavorSettings] = Field(
+    flavors: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")], FlavorSettings] = Field(
         default_factory=dict[str, FlavorSettings],
         description="Sizes of job, a table each. Unset: derived from what the machine has.",
     )

@@ -79,6 +79,11 @@ def variable(key: str) -> str:
     return PREFIX + key.replace(".", "_").upper()
 
 
+def flag(key: str) -> str:
+    """Return the flag of a key: `server.port` is --port, `jobs.retention_days` is --jobs-retention-days."""
+    return "--" + key.removeprefix("server.").replace(".", "-").replace("_", "-")
+
+
 def from_environment(environment: Mapping[str, str], keys: Mapping[str, str]) -> list[Given]:
     """Return what the variables with our prefix say; `keys` maps each known variable to its key.
 
@@ -98,8 +103,4 @@ def from_environment(environment: Mapping[str, str], keys: Mapping[str, str]) ->
 
 def from_flags(flags: Mapping[str, str | None]) -> list[Given]:
     """Return what was said on the command line: key to value, None where the flag was not used."""
-    return [
-        Given(key, value, "--" + key.rpartition(".")[2].replace("_", "-"))
-        for key, value in flags.items()
-        if value is not None
-    ]
+    return [Given(key, value, flag(key)) for key, value in flags.items() if value is not None]
