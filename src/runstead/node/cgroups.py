@@ -1,0 +1,269 @@
+"""Control groups of a job: limits for processors, memory and processes, and what was used.
+
+Works with version 2, version 1 and both beside each other. A *place* is where groups can be made: its kind
+("v2", or the name of a version 1 controller) and its directory. A job has a directory of its own name in
+every place. Everything is plain reading and writing of small files; nothing here waits.
+"""
+
+import os
+import signal
+
+PERIOD_MICROS = 100_000
+_CONTROLLERS = ("cpu", "memory", "pids")
+_V1 = ("cpu", "cpuacct", "memory", "pids")
+
+
+def find_places(name: str) -> tuple[list[list[str]], list[str]]:
+    """Return the places in which this process may make groups, under a directory `name`, and what is missing."""
+    places: list[list[str]] = []
+    reasons: list[str] = []
+    own = _own_groups()
+    for kind, mount in _mounts():
+        if kind == "v2":
+            place = _prepare_v2(mount, own.get("", "/"), name, reasons)
+        else:
+            place = _prepare_v1(mount, own.get(kind, "/"), name, kind, reasons)
+        if place is not None:
+            places.append([kind, place])
+    have = {kind for kind, _ in places}
+    missing = [
+        f"no control group for {what}: {'; '.join(reasons) or 'this machine has none'}"
+        for what, kind in (("memory", "memory"), ("processors", "cpu"), ("processes", "pids"))
+        if kind not in have and "v2" not in have
+    ]
+    return places, missing
+
+
+def release_places(places: list[list[str]]) -> None:
+    """Remove the directories that `find_places` made, where no group is left in them."""
+    for _kind, path in places:
+        try:
+            os.rmdir(path)
+        except OSError:
+            continue
+
+
+def _own_groups() -> dict[str, str]:
+    """Return the groups of this process: controller ("" for version 2) to path."""
+    found: dict[str, str] = {}
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as lines:
+            for line in lines:
+                _, names, path = line.rstrip("\n").split(":", 2)
+                for controller in names.split(","):
+                    found[controller] = path
+    except OSError:
+        pass
+    return found
+
+
+def _mounts() -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                left, _, right = line.partition(" - ")
+                kind, _, options = right.rstrip("\n").split(" ", 2)
+                if kind == "cgroup2":
+                    found.append(("v2", left.split(" ")[4]))
+                elif kind == "cgroup":
+                    words = options.split(" ")[-1].split(",")
+                    found.extend((name, left.split(" ")[4]) for name in _V1 if name in words)
+    except OSError:
+        pass
+    seen: set[str] = set()
+    return [(kind, path) for kind, path in found if not (kind in seen or seen.add(kind))]
+
+
+def _prepare_v1(mount: str, own: str, name: str, kind: str, reasons: list[str]) -> str | None:
+    base = os.path.join(mount, own.lstrip("/"))
+    if not os.path.isdir(base):  # seen from inside of a container
+        base = mount
+    place = os.path.join(base, name)
+    try:
+        os.makedirs(place, exist_ok=True)
+        if kind == "memory":
+            _try_write(os.path.join(place, "memory.use_hierarchy"), "1")
+    except OSError as error:
+        reasons.append(f"{place}: {error.strerror}")
+        return None
+    return place
+
+
+def _prepare_v2(mount: str, own: str, name: str, reasons: list[str]) -> str | None:
+    candidates = [os.path.join(mount, own.lstrip("/"))]
+    if os.geteuid() == 0:
+        candidates.append(mount)
+    for base in dict.fromkeys(candidates):
+        available = set(_read(os.path.join(base, "cgroup.controllers")).split())
+        if not available.issuperset(_CONTROLLERS):
+            lacking = ", ".join(sorted(set(_CONTROLLERS) - available))
+            reasons.append(f"{base}: not handed down: {lacking} (a service unit needs Delegate=yes)")
+            continue
+        try:
+            _enable(base, leave=base != mount)
+            place = os.path.join(base, name)
+            os.makedirs(place, exist_ok=True)
+            _enable(place, leave=False)
+        except OSError as error:
+            reasons.append(f"{base}: {error.strerror}")
+            continue
+        return place
+    return None
+
+
+def _enable(group: str, *, leave: bool) -> None:
+    """Hand the controllers down to the groups below."""
+    path = os.path.join(group, "cgroup.subtree_control")
+    if set(_read(path).split()).issuperset(_CONTROLLERS):
+        return
+    if leave:  # a group that hands controllers down may hold no processes: ours move into a leaf
+        members = [int(word) for word in _read(os.path.join(group, "cgroup.procs")).split()]
+        strangers = [pid for pid in members if pid != os.getpid() and not _is_ours(pid)]
+        if strangers:
+            raise OSError(16, f"other processes are in it ({strangers[0]}, ...)")
+        leaf = os.path.join(group, "runstead-server")
+        os.makedirs(leaf, exist_ok=True)
+        for pid in members:
+            _write(os.path.join(leaf, "cgroup.procs"), str(pid))
+    _write(path, " ".join(f"+{name}" for name in _CONTROLLERS))
+
+
+def _is_ours(pid: int) -> bool:
+    """Say whether a process is a child, a launcher or a supervisor of ours."""
+    return b"runstead" in _read_bytes(f"/proc/{pid}/cmdline")
+
+
+class Group:
+    """The control groups of one attempt, one in each place."""
+
+    def __init__(self, places: list[list[str]], name: str) -> None:
+        self._paths = [(kind, os.path.join(place, name)) for kind, place in places]
+
+    def create(self, *, cpu_millicores: int, memory_bytes: int, pids_limit: int) -> list[int]:
+        """Make them with these limits (0: none); return open files: who writes "0" to each is inside."""
+        enter: list[int] = []
+        for kind, path in self._paths:
+            try:
+                os.mkdir(path)
+            except FileExistsError:
+                pass
+            if kind in ("v2", "cpu") and cpu_millicores:
+                quota = max(cpu_millicores * PERIOD_MICROS // 1000, 1000)
+                if kind == "v2":
+                    _write(f"{path}/cpu.max", f"{quota} {PERIOD_MICROS}")
+                else:
+                    _try_write(f"{path}/cpu.cfs_period_us", str(PERIOD_MICROS))
+                    _try_write(f"{path}/cpu.cfs_quota_us", str(quota))
+            if kind == "v2" and memory_bytes:
+                _write(f"{path}/memory.max", str(memory_bytes))
+                _try_write(f"{path}/memory.swap.max", "0")
+            if kind == "memory" and memory_bytes:
+                _write(f"{path}/memory.limit_in_bytes", str(memory_bytes))
+                _try_write(f"{path}/memory.memsw.limit_in_bytes", str(memory_bytes))
+            if kind in ("v2", "pids") and pids_limit:
+                _write(f"{path}/pids.max", str(pids_limit))
+            enter.append(os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+        return enter
+
+    def memory_kills(self) -> int:
+        """Return how many processes the kernel killed because the memory limit was reached."""
+        for kind, path in self._paths:
+            if kind == "v2":
+                return _value(f"{path}/memory.events", "oom_kill")
+            if kind == "memory":
+                return _value(f"{path}/memory.oom_control", "oom_kill")
+        return 0
+
+    def cpu_seconds(self) -> float | None:
+        """Return the processor time used; None where nobody counts it."""
+        for kind, path in self._paths:
+            if kind == "v2":
+                return _value(f"{path}/cpu.stat", "usage_usec") / 1e6
+            if kind == "cpuacct":
+                return int(_read(f"{path}/cpuacct.usage") or 0) / 1e9
+        return None
+
+    def memory_bytes(self) -> int | None:
+        """Return the memory in use, without file pages that could go at once; None where nobody counts it."""
+        for kind, path in self._paths:
+            if kind == "v2":
+                used = int(_read(f"{path}/memory.current") or 0)
+                return max(used - _value(f"{path}/memory.stat", "inactive_file"), 0)
+            if kind == "memory":
+                used = int(_read(f"{path}/memory.usage_in_bytes") or 0)
+                return max(used - _value(f"{path}/memory.stat", "total_inactive_file"), 0)
+        return None
+
+    def members(self) -> set[int]:
+        """Return the ids of the processes inside."""
+        found: set[int] = set()
+        for _kind, path in self._paths:
+            found.update(int(word) for word in _read(f"{path}/cgroup.procs").split())
+        return found
+
+    def kill(self) -> bool:
+        """Send SIGKILL to all inside; return whether there was anybody."""
+        for kind, path in self._paths:
+            if kind == "v2" and _try_write(f"{path}/cgroup.kill", "1"):
+                return bool(self.members())
+        members = self.members() - {os.getpid()}
+        for pid in members:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return bool(members)
+
+    def remove(self) -> bool:
+        """Remove the groups; return whether they are gone. Processes that just died may need a moment."""
+        gone = True
+        for _kind, path in self._paths:
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                gone = False
+        return gone
+
+
+def _value(path: str, key: str) -> int:
+    for line in _read(path).splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0
+
+
+def _read(path: str) -> str:
+    return _read_bytes(path).decode("utf-8", "replace")
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 1 << 16)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _try_write(path: str, text: str) -> bool:
+    try:
+        _write(path, text)
+    except OSError:
+        return False
+    return True

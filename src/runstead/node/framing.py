@@ -1,0 +1,59 @@
+"""Messages on the launcher's socket: four bytes of length, then JSON.
+
+Both ends belong to one user on one machine; the length bound only keeps a stray client from filling memory.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+
+LIMIT = 16 * 1024 * 1024
+
+
+def encode(message: Mapping[str, object]) -> bytes:
+    """Return the bytes of one message."""
+    body = json.dumps(message).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def receive(connection: socket.socket) -> dict[str, object] | None:
+    """Read one message; None when the other side went away before its end."""
+    head = _exactly(connection, 4)
+    if head is None:
+        return None
+    length = int.from_bytes(head, "big")
+    if length > LIMIT:
+        return None
+    body = _exactly(connection, length)
+    return None if body is None else decode(body)
+
+
+def decode(body: bytes) -> dict[str, object]:
+    """Return the message whose body this is."""
+    return json.loads(body)
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes | None:
+    parts: list[bytes] = []
+    while count:
+        try:
+            part = connection.recv(min(count, 1 << 18))
+        except OSError:
+            return None
+        if not part:
+            return None
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def socket_address(folder: int, folder_path: str, name: str) -> str:
+    """Return an address for a socket in a folder, whatever the length of its path (108 bytes is the limit).
+
+    `folder` is an open file descriptor of it; where /proc is, the address goes through that.
+    """
+    path = os.path.join(folder_path, name)
+    if len(os.fsencode(path)) <= 100:
+        return path
+    return f"/proc/self/fd/{folder}/{name}"

@@ -1,0 +1,116 @@
+"""Finding and ending a job's processes where no namespace holds them together."""
+
+import os
+import select
+import signal
+import subprocess
+import time
+
+# In the environment of every process of a job that runs without namespaces.
+MARK = "RUNSTEAD_ATTEMPT"
+
+
+def watch_children() -> int:
+    """Return a file descriptor that becomes readable when a child ended; to be called before there is one."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    return reader
+
+
+def reap(child: int) -> int | None:
+    """Take the status of every child that ended; return that of `child` if it is among them."""
+    found: int | None = None
+    try:
+        while True:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == 0:
+                return found
+            if ended == child:
+                found = status
+    except ChildProcessError:
+        return found
+
+
+def _parents() -> dict[int, list[int]]:
+    """Return every process of the machine by its parent."""
+    found: dict[int, list[int]] = {}
+    if os.path.isdir("/proc/self"):
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open(f"/proc/{name}/stat", "rb") as file:
+                        parent = int(file.read().rpartition(b")")[2].split()[1])
+                except (OSError, IndexError, ValueError):
+                    continue
+                found.setdefault(parent, []).append(int(name))
+        return found
+    listing = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=False)
+    for line in listing.stdout.splitlines():
+        pid, _, parent = line.strip().partition(" ")
+        if parent:
+            found.setdefault(int(parent), []).append(int(pid))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below one, parents before children."""
+    parents = _parents()
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found.extend(children)
+        waiting.extend(children)
+    return found
+
+
+def signal_tree(child: int, number: int) -> None:
+    """Signal a child's process group and everything below ourselves."""
+    try:
+        os.killpg(child, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+    group = {child}
+    for pid in descendants(os.getpid()):
+        try:
+            if os.getpgid(pid) not in group:
+                os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def end_descendants(seconds: float = 4.0) -> None:
+    """Kill everything below ourselves until nothing is left; a subreaper gets even those that ran away."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        below = descendants(os.getpid())
+        for pid in below:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        reap(0)
+        if not below:
+            return
+        select.select([], [], [], 0.001)
+
+
+def marked(mark: str) -> list[int]:
+    """Return the processes that carry the mark of an attempt in their environment, where that can be seen."""
+    wanted = f"{MARK}={mark}".encode()
+    found: list[int] = []
+    if not os.path.isdir("/proc/self"):
+        return found
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                if wanted in file.read().split(b"\0"):
+                    found.append(int(name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,429 @@
+"""Stands beside one attempt from its start to its end: output, deadline, stop requests, the last word.
+
+A supervisor is forked by the launcher, lives in the machine's own namespaces, and dies alone: neither the
+server nor the launcher is needed for the job to go on. What it does not survive itself (SIGKILL) its job does
+not survive either, and the attempt is then found without an exit record.
+"""
+
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import time
+
+from runstead.node import cgroups, command, framing, init, places, processes, rundir, syscalls, venv
+from runstead.node.logwriter import READ_BYTES, LogWriter
+from runstead.node.request import Request
+
+# A follower must see a line within 20 ms: the server is told of new lines this often at most.
+_WAKE_SECONDS = 0.003
+# Output in small pieces is gathered this long: it costs a fifth of the processor time.
+_GATHER_SECONDS = 0.001
+_GATHER_BELOW = 4096
+_PIPE_BYTES = 1 << 20
+_KILL_SECONDS = 2.0  # how long process 1 may take to do what it was told, before it is killed itself
+
+
+class Waker:
+    """Tells the server that something changed. Datagrams to a named socket: nobody has to be there."""
+
+    def __init__(self, folder: str, job_id: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._address = framing.socket_address(self._folder, folder, "wake")
+        self._job_id = job_id.encode()
+
+    def tell(self, kind: bytes) -> bool:
+        """Send one wake-up, b"l" for lines or b"j" for the job; False when the server is behind with reading."""
+        try:
+            self._socket.sendto(kind + self._job_id, self._address)
+        except OSError as error:
+            return error.errno not in (errno.EAGAIN, errno.ENOBUFS)
+        return True
+
+
+class _NotStarted(Exception):
+    """The command never ran."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+class Supervisor:
+    """One attempt."""
+
+    def __init__(self, request: Request, data_dir: str, path: str, lock: int) -> None:
+        self._request = request
+        self._data_dir = data_dir
+        self._path = path
+        self._lock = lock
+        self._waker = Waker(os.path.join(data_dir, "node"), request.job_id)
+        self._log = LogWriter(request.log_path, request.log_not_before, request.log_limit_bytes)
+        self._group = cgroups.Group(request.cgroups, rundir.attempt_name(request.job_id, request.attempt))
+        self._control = self._bind_control()
+        self._child = 0  # process 1 of the job, or in plain mode the command
+        self._talk: socket.socket | None = None  # with process 1
+        self._output = -1
+        self._children = -1  # readable when a child ended; plain mode only
+        self._started_at: float | None = None
+        self._deadline = 0.0  # of the whole attempt; monotonic, as are all below
+        self._kill_at: float | None = None  # when SIGTERM has had its time
+        self._give_up_at: float | None = None  # when process 1 has had its time
+        self._wake_at: float | None = None  # when the server may be told of new lines again
+        self._reason: str | None = None  # "timeout" or "stopped", once we asked the job to end
+        self._status: int | None = None
+
+    def run(self, connection: socket.socket) -> None:
+        """Start the command, tell who asked, and stay until the end."""
+        for line in self._request.preamble:
+            self._log.say(line)
+        self._tell_of_lines()
+        try:
+            self._start()
+        except _NotStarted as error:
+            self._finish_unstarted(error.message, error.code)
+        except OSError as error:
+            self._finish_unstarted(f"the job's surroundings could not be made: {error}", None)
+        else:
+            started = time.time()
+            self._started_at = started
+            self._deadline = time.monotonic() + self._request.timeout_seconds
+            rundir.write_json(
+                os.path.join(self._path, rundir.STARTED), {"started_at": started, "supervisor": os.getpid()}
+            )
+            _answer(connection)
+            self._attend()
+            self._finish()
+            return
+        _answer(connection)
+
+    # Start
+
+    def _bind_control(self) -> socket.socket:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        folder = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        control.bind(framing.socket_address(folder, self._path, rundir.CONTROL))
+        os.close(folder)
+        control.setblocking(False)
+        return control
+
+    def _start(self) -> None:
+        request = self._request
+        user = places.first_id(self._data_dir, request.namespace) if request.isolation == "root" else None
+        shared = places.prepare_shared(self._data_dir, request.namespace, user)
+        self._output, writer = _pipe(user)
+        enter = self._group.create(
+            cpu_millicores=request.cpu_millicores, memory_bytes=request.memory_bytes, pids_limit=request.pids_limit
+        )
+        if request.isolation == "none":
+            self._start_plain(shared, writer, enter)
+        else:
+            self._start_isolated(user, shared, writer, enter)
+        os.close(writer)
+        for fd in enter:
+            os.close(fd)
+
+    def _start_isolated(self, user: int | None, shared: str, writer: int, enter: list[int]) -> None:
+        request = self._request
+        os.mkdir(os.path.join(self._path, rundir.ROOT), 0o755)
+        os.mkdir(os.path.join(self._path, "vartmp"))
+        os.chmod(os.path.join(self._path, "vartmp"), 0o1777)
+        environment = self._environment(places.SHARED, f"{places.HOME}/.local/bin:{places.PROGRAMS}")
+        environment = {"HOME": places.HOME, "USER": "root", "LOGNAME": "root", **environment}
+        empty = os.path.join(self._data_dir, "node", "empty")
+        network = None if request.network is None else os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
+        self._talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if user is None:
+            _enter_user_namespace()
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+        self._child = os.fork()
+        if self._child == 0:
+            self._talk.close()
+            init.run(request, environment, self._path, shared, empty, user, network, theirs, writer, enter)
+        theirs.close()
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        if network is not None:
+            os.close(network)
+        if user is not None:
+            self._expect(b"M")
+            _write(f"/proc/{self._child}/uid_map", f"0 {user} {places.IDS}")
+            _write(f"/proc/{self._child}/gid_map", f"0 {user} {places.IDS}")
+            self._talk.send(b"G")
+            self._expect(b"M")
+        self._talk.send(b"G")
+        self._expect(b"R")
+
+    def _expect(self, word: bytes) -> None:
+        assert self._talk is not None
+        answer = self._talk.recv(65536)
+        if answer == word:
+            return
+        if answer[:1] == b"F":
+            report = json.loads(answer[1:])
+            raise _NotStarted(str(report["message"]), report["code"])
+        raise _NotStarted("the job's first process died before the command was executed")
+
+    def _start_plain(self, shared: str, writer: int, enter: list[int]) -> None:
+        request = self._request
+        own = os.path.join(self._path, rundir.ROOT)
+        for name in ("", "home", "tmp", "workspace"):
+            os.mkdir(os.path.join(own, name), 0o700)
+        environment = self._environment(shared, request.view.path)
+        environment = {"HOME": f"{own}/home", "TMPDIR": f"{own}/tmp", **environment}
+        environment[processes.MARK] = rundir.attempt_name(request.job_id, request.attempt)
+        name = rundir.attempt_name(request.job_id, request.attempt)
+        venv.make(f"{shared}/venvs/{name}", request.view.python, request.view.python_version, request.view.pip_paths)
+        if syscalls.LINUX:
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        self._children = processes.watch_children()
+        status, report = os.pipe()
+        self._child = os.fork()
+        if self._child == 0:
+            if syscalls.LINUX:
+                syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            command.execute(request.argv, environment, f"{own}/workspace", writer, report, enter)
+        os.close(report)
+        text = b""
+        while part := os.read(status, 65536):
+            text += part
+        os.close(status)
+        if text:
+            os.waitpid(self._child, 0)
+            failure = json.loads(text)
+            raise _NotStarted(str(failure["message"]), failure["code"])
+
+    def _environment(self, shared: str, path: str) -> dict[str, str]:
+        """Return the environment of the command; what the launch says is stronger than what we know."""
+        request = self._request
+        own = f"{shared}/venvs/{rundir.attempt_name(request.job_id, request.attempt)}"
+        return {
+            "LANG": "C.UTF-8",
+            **request.view.environment,
+            **places.cache_environment(shared),
+            "VIRTUAL_ENV": own,
+            "PATH": f"{own}/bin:{path}" if request.isolation == "none" else f"{own}/bin:{path}:{request.view.path}",
+            **request.environment,
+        }
+
+    # While it runs
+
+    def _attend(self) -> None:
+        """Copy output, keep the deadline, do as asked, until the command has ended and all of it is gone."""
+        poll = select.poll()
+        poll.register(self._output, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
+        if self._talk is not None:
+            poll.register(self._talk, select.POLLIN)
+        else:
+            poll.register(self._children, select.POLLIN)
+        output = self._output
+        while self._status is None:
+            for fd, _event in poll.poll(self._wait_millis()):
+                if fd == output:
+                    if not self._copy():
+                        poll.unregister(output)
+                elif fd == self._control.fileno():
+                    self._obey()
+                else:
+                    self._take_status()
+            self._keep_time()
+
+    def _wait_millis(self) -> int:
+        moments = (self._deadline if self._reason is None else None, self._kill_at, self._give_up_at, self._wake_at)
+        nearest = min(moment for moment in (*moments, time.monotonic() + 3600) if moment is not None)
+        return max(int((nearest - time.monotonic()) * 1000) + 1, 0)
+
+    def _copy(self) -> bool:
+        """Take what is in the pipe; False at its end."""
+        block = os.read(self._output, READ_BYTES)
+        if not block:
+            return False
+        self._log.feed(block)
+        self._tell_of_lines()
+        if len(block) < _GATHER_BELOW:
+            time.sleep(_GATHER_SECONDS)
+        return True
+
+    def _tell_of_lines(self) -> None:
+        if not self._log.grown:
+            return
+        now = time.monotonic()
+        if self._wake_at is not None and now < self._wake_at:
+            return
+        if self._waker.tell(b"l"):
+            self._log.grown = False
+        self._wake_at = now + _WAKE_SECONDS
+
+    def _obey(self) -> None:
+        try:
+            order = json.loads(self._control.recv(4096))
+        except (OSError, ValueError):
+            return
+        now = time.monotonic()
+        if order.get("op") == "kill":
+            self._end("stopped", now)
+        elif order.get("op") == "stop":
+            self._end("stopped", now + float(order.get("grace", 0)))
+
+    def _end(self, reason: str, kill_at: float) -> None:
+        """Ask all processes to end now and make them end then; a second request can only bring that nearer."""
+        if self._reason is None:
+            self._reason = reason
+            if kill_at > time.monotonic():
+                self._signal(signal.SIGTERM)
+        if self._give_up_at is None and (self._kill_at is None or kill_at < self._kill_at):
+            self._kill_at = kill_at
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        if self._wake_at is not None and now >= self._wake_at:
+            self._wake_at = None
+            self._tell_of_lines()
+        if self._reason is None and now >= self._deadline:
+            self._end("timeout", now + self._request.grace_seconds)
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = None
+            self._give_up_at = now + _KILL_SECONDS
+            self._signal(signal.SIGKILL)
+        if self._give_up_at is not None and now >= self._give_up_at:
+            self._give_up_at = now + _KILL_SECONDS
+            os.kill(self._child, signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self._talk is None:
+            processes.signal_tree(self._child, number)
+            return
+        try:
+            self._talk.send(b"T" if number == signal.SIGTERM else b"K")
+        except OSError:
+            return  # it is ending already
+
+    def _take_status(self) -> None:
+        """The command ended: note how, and see to it that nothing of it goes on."""
+        if self._talk is None:
+            os.read(self._children, 512)
+            self._status = processes.reap(self._child)
+            if self._status is not None:
+                self._group.kill()
+                processes.end_descendants()
+            return
+        word = self._talk.recv(64)
+        _, killed = os.waitpid(self._child, 0)  # returns when the whole namespace is empty
+        self._status = int(word[1:]) if word[:1] == b"X" else killed
+
+    # End
+
+    def _finish(self) -> None:
+        self._drain()
+        self._log.finish()
+        status = self._status or 0
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = 128 + number if number is not None else os.WEXITSTATUS(status)
+        reason, message = self._reason or "exited", None
+        if reason == "exited" and code != 0 and self._group.memory_kills():
+            reason = "oom"
+            message = f"the job used more than its {_size(self._request.memory_bytes)} of memory and was killed"
+        self._record(reason, code, number, message)
+
+    def _finish_unstarted(self, message: str, code: int | None) -> None:
+        if self._child:
+            try:
+                os.kill(self._child, signal.SIGKILL)
+                os.waitpid(self._child, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+        self._log.say(message)
+        self._record("start_failed", code, None, message)
+
+    def _drain(self) -> None:
+        """Take what is still in the pipe. All writers are dead, or hold it where they cannot be seen."""
+        os.set_blocking(self._output, False)
+        for _ in range(_PIPE_BYTES // 4096):
+            try:
+                block = os.read(self._output, READ_BYTES)
+            except BlockingIOError:
+                return
+            if not block:
+                return
+            self._log.feed(block)
+
+    def _record(self, reason: str, code: int | None, number: int | None, message: str | None) -> None:
+        if self._log.lost_because is not None:
+            lost = f"{self._log.lost_bytes} bytes of output are missing in the log: {self._log.lost_because}"
+            message = lost if message is None else f"{message}; {lost}"
+        for _ in range(50):
+            if self._group.remove():
+                break
+            time.sleep(0.002)
+        record = {
+            "version": 1,
+            "reason": reason,
+            "exit_code": code,
+            "signal": number,
+            "started_at": self._started_at,
+            "finished_at": time.time(),
+            "message": message,
+        }
+        while True:
+            try:
+                rundir.write_json(os.path.join(self._path, rundir.EXIT), record, durable=True)
+                break
+            except FileNotFoundError:
+                return  # removed under our feet
+            except OSError:  # a full disk: whoever frees it gets the record
+                time.sleep(1)
+        for _ in range(100):
+            if self._waker.tell(b"j"):
+                return
+            time.sleep(0.002)
+
+
+def _answer(connection: socket.socket) -> None:
+    try:
+        connection.sendall(framing.encode({"ok": True}))
+    except OSError:
+        pass  # whoever asked is gone; the next one finds the directory
+    connection.close()
+
+
+def _pipe(user: int | None) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    if user is not None:
+        os.fchown(writer, user, user)  # so that the job can open /dev/stdout
+    if syscalls.LINUX:
+        import fcntl
+
+        try:
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        except OSError:
+            pass  # the user's share of pipe memory is used up: the usual size will do
+    return reader, writer
+
+
+def _enter_user_namespace() -> None:
+    user, group = os.geteuid(), os.getegid()
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"0 {user} 1")
+    _write("/proc/self/gid_map", f"0 {group} 1")
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= factor:
+            return f"{count / factor:.4g} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,150 @@
+"""The Linux system calls that Python 3.11 has no function for, by way of libc.
+
+Importing this works anywhere; calling anything in it needs Linux. Every function raises OSError as the
+functions of `os` do.
+"""
+
+import ctypes
+import os
+import sys
+
+LINUX = sys.platform == "linux"
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_UNBINDABLE = 0x20000
+MS_PRIVATE = 0x40000
+MNT_DETACH = 0x2
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+# Since these numbers were unified (Linux 5.0) they are the same on every architecture but alpha.
+_NR_MOUNT_SETATTR = 442
+_NR_CLOSE_RANGE = 436
+_AT_RECURSIVE = 0x8000
+_MOUNT_ATTR = {MS_RDONLY: 0x1, MS_NOSUID: 0x2, MS_NODEV: 0x4, MS_NOEXEC: 0x8}
+
+_libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
+
+
+def _check(result: int, what: str, path: str | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}", path)
+    return result
+
+
+def _call() -> ctypes.CDLL:
+    if _libc is None:
+        raise OSError(38, "this needs Linux")
+    return _libc
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else os.fsencode(text)
+
+
+def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
+    """mount(2)."""
+    result = _call().mount(_bytes(source), os.fsencode(target), _bytes(kind), ctypes.c_ulong(flags), _bytes(data))
+    _check(result, f"mount of {kind or source or 'flags'}", target)
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_call().umount2(os.fsencode(target), flags), "umount", target)
+
+
+def restrict(target: str, flags: int, *, recursive: bool) -> None:
+    """Add MS_RDONLY, MS_NOSUID, ... to a mount and, when asked, to all below it."""
+
+    class Attributes(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
+
+    wanted = Attributes(set=sum(value for flag, value in _MOUNT_ATTR.items() if flags & flag))
+    result = _call().syscall(
+        ctypes.c_long(_NR_MOUNT_SETATTR),
+        ctypes.c_int(-100),
+        os.fsencode(target),
+        ctypes.c_uint(_AT_RECURSIVE if recursive else 0),
+        ctypes.byref(wanted),
+        ctypes.c_size_t(ctypes.sizeof(wanted)),
+    )
+    if result == 0:
+        return
+    number = ctypes.get_errno()
+    if number != 38:  # ENOSYS: before Linux 5.12
+        raise OSError(number, f"mount_setattr: {os.strerror(number)}", target)
+    for path, kept in _mounts_at(target, recursive):
+        mount(None, path, None, MS_BIND | MS_REMOUNT | kept | flags)
+
+
+def _mounts_at(target: str, recursive: bool) -> list[tuple[str, int]]:
+    """Return the mounts at and below a path with the flags they have, as mountinfo tells them."""
+    names = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
+    names |= {"noatime": 0x400, "nodiratime": 0x800, "relatime": 0x200000}
+    found: list[tuple[str, int]] = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ")
+            path = fields[4].encode("latin-1", "surrogateescape").decode("unicode_escape")
+            if path == target or (recursive and path.startswith(target + "/")):
+                found.append((path, sum(names.get(word, 0) for word in fields[5].split(","))))
+    return found
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_call().unshare(flags), "unshare")
+
+
+def enter(fd: int, kind: int) -> None:
+    """setns(2)."""
+    _check(_call().setns(fd, kind), "setns")
+
+
+def pivot_root_here() -> None:
+    """Make the working directory, which is a mount point, the root, and detach the old one."""
+    _check(_call().syscall(ctypes.c_long(_PIVOT_ROOT), b".", b"."), "pivot_root")
+    unmount(".", MNT_DETACH)
+    os.chdir("/")
+
+
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}.get(os.uname().machine, 41)
+
+
+def prctl(option: int, value: int = 0) -> int:
+    """prctl(2) with one argument."""
+    zero = ctypes.c_ulong(0)
+    return _check(_call().prctl(option, ctypes.c_ulong(value), zero, zero, zero), "prctl")
+
+
+def close_from(lowest: int) -> None:
+    """Close every file descriptor from `lowest` on."""
+    if _libc is not None:
+        last = ctypes.c_uint(0xFFFFFFFF)
+        if _libc.syscall(ctypes.c_long(_NR_CLOSE_RANGE), ctypes.c_uint(lowest), last, ctypes.c_uint(0)) == 0:
+            return
+    try:
+        limit = os.sysconf("SC_OPEN_MAX")
+    except (ValueError, OSError):
+        limit = 65536
+    os.closerange(lowest, limit if 0 < limit < 1 << 20 else 1 << 20)
