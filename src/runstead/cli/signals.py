@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# Those a key press sends to the whole foreground group. A hang-up goes to the session's leader alone.
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
 _FROM_KERNEL = 128  # SI_KERNEL: the terminal's doing
 
 
@@ -24,7 +26,7 @@ class Arrival:
     """One signal that came."""
 
     number: signal.Signals
-    from_terminal: bool  # so the processes beside us got it too
+    from_terminal: bool  # by a key: the processes beside us got it too
 
 
 class SignalInbox:
@@ -61,6 +63,6 @@ class SignalInbox:
         """Wait for the next signal and return it."""
         if sys.platform == "darwin":
             number = signal.sigwait(self._watched)
-            return Arrival(signal.Signals(number), number == signal.SIGINT and os.isatty(0))
+            return Arrival(signal.Signals(number), number in _KEYS and os.isatty(0))
         info = signal.sigwaitinfo(self._watched)
-        return Arrival(signal.Signals(info.si_signo), info.si_code == _FROM_KERNEL)
+        return Arrival(signal.Signals(info.si_signo), info.si_signo in _KEYS and info.si_code == _FROM_KERNEL)
