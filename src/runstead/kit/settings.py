@@ -28,7 +28,7 @@ from runstead.kit import sources
 from runstead.kit.sizes import format_size, parse_size
 from runstead.kit.sources import Given, SettingsError
 
-# Proxies, package indexes and certificates: without them a job on a company network cannot install anything.
+# Proxies, package indexes, certificates, the time zone: without them a job on a company network cannot install anything.
 PASSED_BY_DEFAULT = (
     "HTTP_PROXY",
     "HTTPS_PROXY",
@@ -40,15 +40,18 @@ PASSED_BY_DEFAULT = (
     "no_proxy",
     "PIP_INDEX_URL",
     "PIP_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS",
     "UV_DEFAULT_INDEX",
     "UV_INDEX",
     "UV_INDEX_URL",
     "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
     "PIP_CERT",
+    "TZ",
 )
 
 
@@ -230,14 +233,21 @@ class ExecutorSettings(Section):
         description="The network a job sees: its `private` own with access to the outside, the `host`'s, or `none`. "
         "`auto` is private where this machine can do it, else host.",
     )
-    subnet: Annotated[str, AfterValidator(_subnet)] = Field(
-        default="10.213.0.0/16",
-        description="IPv4 network that private job networks are cut from. Change it where it meets your own.",
+    subnet: Annotated[str, AfterValidator(_subnet)] | None = Field(
+        default=None,
+        description='IPv4 network that private job networks are cut from, such as "10.213.0.0/16". Unset: one that '
+        "this machine has no route to.",
     )
     log_limit_bytes: Size = Field(
         default=1_000_000_000,
         description="Largest log of one job, in bytes. What comes after is dropped, and the log says so: one loop "
         "that prints must not fill the disk.",
+    )
+    pids_limit: int = Field(
+        default=8192,
+        ge=0,
+        description="Processes and threads that one job may have; 0 sets no limit. It stops a job that forks without "
+        "end.",
     )
     pass_environment: Names = Field(
         default=PASSED_BY_DEFAULT,
