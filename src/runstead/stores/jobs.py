@@ -201,7 +201,8 @@ class SqlJobStore(JobStore):
         def work(transaction: Transaction) -> list[Row]:
             _begin_lease(transaction, lease)
             rows: list[Row] = []
-            for admission in admissions:
+            # In one order whoever calls: two callers that lock the same jobs then wait instead of deadlocking.
+            for admission in sorted(admissions, key=lambda admission: admission.job_id):
                 rows += transaction.rows(_ADMIT, _admission_to(admission, owner))
             transaction.run_many(_INSERT_HISTORY, [_entry(row, lease["now"], row[_ATTEMPT]) for row in rows])
             return rows

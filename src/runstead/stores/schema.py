@@ -55,9 +55,9 @@ def needs_upgrade(revision: str, name: str) -> bool:
     return revision != HEAD
 
 
-def upgrade(connect: Callable[[], Any], dialect_name: str) -> None:
-    """Bring an old database up to date, in one transaction. The caller keeps others from doing so at once."""
+def upgrade(connect: Callable[[], Any], dialect_name: str, begin: str) -> None:
+    """Bring an old database up to date, in one transaction; `begin`, its first statement, keeps others out."""
     # Alembic takes long to import and is needed once per upgrade.
     from runstead.stores import migration
 
-    migration.upgrade(connect, dialect_name)
+    migration.upgrade(connect, dialect_name, begin)

@@ -197,7 +197,14 @@ def _prepare(path: Path) -> None:
                 revision = schema.HEAD
             connection.execute("COMMIT")
     if schema.needs_upgrade(revision, str(path)):
-        schema.upgrade(lambda: connect(path), "sqlite")
+        schema.upgrade(lambda: _connect_to_migrate(path), "sqlite", "BEGIN IMMEDIATE")
+
+
+def _connect_to_migrate(path: Path) -> sqlite3.Connection:
+    """Return a connection that follows no foreign keys: to copy a table and drop the old one deletes nothing else."""
+    connection = connect(path)
+    connection.execute("PRAGMA foreign_keys = OFF")
+    return connection
 
 
 def _use_wal(connection: sqlite3.Connection, path: Path) -> None:
