@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runstead.xet.hashes import Buffer
-from runstead.xet.xorb import MAX_CHUNK_BYTES
+from runstead.xet.xorb_layout import MAX_CHUNK_BYTES
 
 MIN_CHUNK_BYTES = 8192
 

@@ -7,7 +7,7 @@ import numpy as np
 from runstead.xet.errors import InvalidShard
 from runstead.xet.hashes import hash_to_text, keyed_hashes
 from runstead.xet.shard import Shard, ShardFooter, block_of, write_shard
-from runstead.xet.xorb import XorbFacts
+from runstead.xet.xorb_layout import XorbFacts
 
 _ELIGIBLE_EVERY = 1024
 

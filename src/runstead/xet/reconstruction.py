@@ -14,7 +14,7 @@ import numpy as np
 from runstead.xet.errors import InvalidTerms, RangeNotSatisfiable
 from runstead.xet.hashes import hash_to_text
 from runstead.xet.terms import RECORD_BYTES, Term, Terms
-from runstead.xet.xorb import XorbLayout
+from runstead.xet.xorb_layout import XorbLayout
 
 RANGES_PER_URL = 64
 """How many ranges a URL of the v2 answer covers unless told otherwise; URLs should not become too long."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runstead.xet.errors import InvalidShard
 from runstead.xet.hashes import HASH_BYTES, ZERO_HASH, Buffer, hash_from_text, hash_to_text
 from runstead.xet.terms import RECORD_BYTES, Terms
-from runstead.xet.xorb import MAX_XORB_CHUNKS, XorbFacts
+from runstead.xet.xorb_layout import MAX_XORB_CHUNKS, XorbFacts
 
 MAX_SHARD_BYTES = 64 * 1024 * 1024
 

@@ -14,7 +14,7 @@ from runstead.xet.hashes import HASH_BYTES, ZERO_HASH, file_hash_of_root, hash_t
 from runstead.xet.merkle import MerkleTree, merkle_root
 from runstead.xet.shard import FileEntry, Shard, XorbBlock
 from runstead.xet.terms import Term, Terms
-from runstead.xet.xorb import XorbFacts
+from runstead.xet.xorb_layout import XorbFacts
 
 MAX_REFERENCED_CHUNKS = 1 << 25
 """Chunks that all terms of a shard may refer to together, about 2 TB of files; it bounds the time of a check."""

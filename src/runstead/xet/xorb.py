@@ -2,29 +2,28 @@
 
 Three ways to look at the bytes of a xorb, from cheap to thorough: `walk_xorb` reads the headers alone and gives
 the offsets by which ranges are served; `XorbVerifier` also unpacks and hashes every chunk and proves the name,
-and can do so while the body is still arriving; `unpack_chunks` gives the content back. `XorbBuilder` goes the
-other way. A body uploaded today ends after its last chunk; a footer that older clients append (`xorb_footer`) is
-recognised and never counted as stored.
+and can do so while the body is still arriving; `unpack_chunks` gives the content back. A body uploaded today ends
+after its last chunk; a footer that older clients append (`xorb_footer`) is recognised and never counted as stored.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from runstead.xet.compression import Decompressor, Scheme, compress, compress_smallest
+from runstead.xet.compression import Decompressor, Scheme
 from runstead.xet.errors import InvalidChunk, InvalidXorb
 from runstead.xet.hashes import Buffer, chunk_hash, hash_to_text
 from runstead.xet.merkle import merkle_root
+from runstead.xet.xorb_layout import (
+    CHUNK_HEADER_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MAX_XORB_BYTES,
+    MAX_XORB_CHUNKS,
+    XorbFacts,
+    XorbLayout,
+    layout_of_ends,
+)
 
-CHUNK_HEADER_BYTES = 8
-MAX_CHUNK_BYTES = 128 * 1024
-MAX_PAYLOAD_BYTES = 2 * MAX_CHUNK_BYTES
-MAX_XORB_BYTES = 64 * 1024 * 1024
-"""Of the serialized chunks, without a footer."""
-MAX_XORB_CHUNKS = 8192
 FOOTER_MARK = b"XETBLOB"
 """What stands at the place of a chunk header where a footer begins."""
 MAX_FOOTER_BYTES = 96 + 40 * MAX_XORB_CHUNKS
@@ -38,98 +37,6 @@ class ChunkHeader(NamedTuple):
     scheme: int
     payload_bytes: int
     unpacked_bytes: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class XorbLayout:
-    """Where each chunk of a xorb lies.
-
-    Both arrays are u32 with one element more than there are chunks: chunk `i` occupies
-    `stored_offsets[i]:stored_offsets[i + 1]` of the serialized xorb, header included, and
-    `unpacked_offsets[i]:unpacked_offsets[i + 1]` of its content.
-    """
-
-    stored_offsets: NDArray[np.uint32]
-    unpacked_offsets: NDArray[np.uint32]
-
-    @property
-    def chunk_count(self) -> int:
-        """How many chunks there are."""
-        return len(self.stored_offsets) - 1
-
-    @property
-    def stored_bytes(self) -> int:
-        """Length of all chunks with their headers; where a footer, if any, begins."""
-        return int(self.stored_offsets[-1])
-
-    @property
-    def unpacked_bytes(self) -> int:
-        """Length of the content of all chunks."""
-        return int(self.unpacked_offsets[-1])
-
-    def chunk_lengths(self) -> list[int]:
-        """Return the uncompressed length of each chunk in bytes."""
-        return np.diff(self.unpacked_offsets).tolist()
-
-    def stored_range(self, start: int, end: int) -> tuple[int, int]:
-        """Return the half-open byte range, in the serialized xorb, of the chunks from `start` up to `end`."""
-        return int(self.stored_offsets[start]), int(self.stored_offsets[end])
-
-    def pack(self) -> bytes:
-        """Return eight bytes per chunk that `unpack_layout` reads: its two end offsets, little endian."""
-        return np.stack((self.stored_offsets[1:], self.unpacked_offsets[1:]), axis=1).astype("<u4").tobytes()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, XorbLayout) and self.pack() == other.pack()
-
-    def __hash__(self) -> int:
-        return hash(self.pack())
-
-
-@dataclass(frozen=True, slots=True)
-class XorbFacts:
-    """What the server knows of a stored xorb; `chunk_hashes` (32 bytes each, in order) is None until they are."""
-
-    xorb_hash: bytes
-    layout: XorbLayout
-    chunk_hashes: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltXorb:
-    """A serialized xorb and what is known of it."""
-
-    body: bytes
-    facts: XorbFacts
-
-
-def unpack_layout(data: bytes) -> XorbLayout:
-    """Read what `XorbLayout.pack` wrote. Raises InvalidXorb if no xorb can have these offsets."""
-    if len(data) % 8 or not 0 < len(data) <= 8 * MAX_XORB_CHUNKS:
-        raise InvalidXorb(
-            f"a packed layout has 8 bytes for each of 1 to {MAX_XORB_CHUNKS} chunks, this one {len(data)}"
-        )
-    ends = np.frombuffer(data, "<u4").reshape(-1, 2).astype(np.int64)
-    return layout_of_ends(ends[:, 0], ends[:, 1])
-
-
-def layout_of_ends(stored_ends: NDArray[np.int64], unpacked_ends: NDArray[np.int64]) -> XorbLayout:
-    """Return the layout with these end offsets, one per chunk. Raises InvalidXorb if no xorb can have them."""
-    stored, unpacked = np.diff(stored_ends, prepend=0), np.diff(unpacked_ends, prepend=0)
-    wrong = (
-        (stored <= CHUNK_HEADER_BYTES)
-        | (stored > CHUNK_HEADER_BYTES + MAX_PAYLOAD_BYTES)
-        | (unpacked < 1)
-        | (unpacked > MAX_CHUNK_BYTES)
-        | (stored_ends > MAX_XORB_BYTES)
-    )
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise InvalidXorb(
-            f"chunk {index} cannot end at byte {stored_ends[index]} of a xorb and {unpacked_ends[index]} of its "
-            f"content, with {stored[index]} and {unpacked[index]} bytes of its own"
-        )
-    return _layout(stored_ends, unpacked_ends)
 
 
 def walk_xorb(data: Buffer) -> XorbLayout:
@@ -254,57 +161,6 @@ def verify_xorb(data: Buffer, xorb_hash: bytes) -> XorbFacts:
     return verifier.finish(xorb_hash)
 
 
-class XorbBuilder:
-    """Puts chunks together to a serialized xorb, in the order they are added."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._hashes: list[bytes] = []
-        self._stored_ends: list[int] = []
-        self._unpacked_ends: list[int] = []
-
-    @property
-    def chunk_count(self) -> int:
-        """How many chunks were added."""
-        return len(self._hashes)
-
-    def fits(self, length: int) -> bool:
-        """Tell whether a chunk of this many bytes can still be added, even if it does not compress."""
-        stored = self._stored_ends[-1] if self._stored_ends else 0
-        return self.chunk_count < MAX_XORB_CHUNKS and stored + CHUNK_HEADER_BYTES + length <= MAX_XORB_BYTES
-
-    def add(self, chunk: bytes | memoryview, scheme: Scheme | None = None) -> bytes:
-        """Append a chunk and return its hash; without a scheme the smallest payload is chosen.
-
-        Raises InvalidXorb for an empty or oversized chunk, or when it does not fit (see `fits`).
-        """
-        if not 1 <= len(chunk) <= MAX_CHUNK_BYTES:
-            raise InvalidXorb(f"chunk {self.chunk_count} would have {len(chunk)} bytes, 1 to {MAX_CHUNK_BYTES} allowed")
-        if scheme is None:
-            scheme, payload = compress_smallest(chunk)
-        else:
-            payload = compress(chunk, scheme)
-        if not self.fits(len(payload)):
-            raise InvalidXorb(f"chunk {self.chunk_count} of {len(chunk)} bytes does not fit into this xorb")
-        stored = self._stored_ends[-1] if self._stored_ends else 0
-        unpacked = self._unpacked_ends[-1] if self._unpacked_ends else 0
-        header = len(payload) << 8 | scheme << 32 | len(chunk) << 40
-        name = chunk_hash(chunk)
-        self._parts += (header.to_bytes(CHUNK_HEADER_BYTES, "little"), payload)
-        self._stored_ends.append(stored + CHUNK_HEADER_BYTES + len(payload))
-        self._unpacked_ends.append(unpacked + len(chunk))
-        self._hashes.append(name)
-        return name
-
-    def finish(self) -> BuiltXorb:
-        """Return the xorb. Raises InvalidXorb if nothing was added."""
-        if not self._hashes:
-            raise InvalidXorb("a xorb has at least one chunk, this one has 0")
-        layout = _layout(self._stored_ends, self._unpacked_ends)
-        hashes = b"".join(self._hashes)
-        return BuiltXorb(b"".join(self._parts), XorbFacts(merkle_root(hashes, layout.chunk_lengths()), layout, hashes))
-
-
 class _Walk:
     """Goes from header to header and holds every limit on the way."""
 
@@ -356,7 +212,7 @@ class _Walk:
     def layout(self) -> XorbLayout:
         if not self._stored_ends:
             raise InvalidXorb("a xorb has at least one chunk, this one has 0")
-        return _layout(self._stored_ends, self._unpacked_ends)
+        return layout_of_ends(self._stored_ends, self._unpacked_ends)
 
     def _fault(self, raw: bytes, header: ChunkHeader) -> str:
         if len(raw) < CHUNK_HEADER_BYTES:
@@ -386,11 +242,3 @@ def _unpack(
     except InvalidChunk as error:
         payload.release()  # the traceback would keep a memory map of the caller from being closed
         raise InvalidXorb(f"chunk {walk.count} at byte {walk.offset}: {error}") from error
-
-
-def _layout(stored_ends: "list[int] | NDArray[np.int64]", unpacked_ends: "list[int] | NDArray[np.int64]") -> XorbLayout:
-    offsets = np.zeros((2, len(stored_ends) + 1), np.uint32)
-    offsets[0, 1:] = stored_ends
-    offsets[1, 1:] = unpacked_ends
-    offsets.flags.writeable = False
-    return XorbLayout(offsets[0], offsets[1])

@@ -11,7 +11,8 @@ import numpy as np
 
 from runstead.xet.errors import InvalidXorb
 from runstead.xet.hashes import HASH_BYTES, hash_to_text
-from runstead.xet.xorb import FOOTER_MARK, MAX_XORB_CHUNKS, XorbFacts, XorbLayout, layout_of_ends
+from runstead.xet.xorb import FOOTER_MARK
+from runstead.xet.xorb_layout import MAX_XORB_CHUNKS, XorbFacts, XorbLayout, layout_of_ends
 
 _FIXED_BYTES = 92
 _BYTES_PER_CHUNK = 40
@@ -78,5 +79,5 @@ def read_footer(data: bytes) -> XorbFooter:
     ):
         if found != wanted:
             raise InvalidXorb(f"footer of {len(data)} bytes: {name} is {found!r}, should be {wanted!r}")
-    ends = np.frombuffer(data, "<u4", 2 * count, ends_start).astype(np.int64)
+    ends = np.frombuffer(data, "<u4", 2 * count, ends_start)
     return XorbFooter(xorb_hash, data[_HEAD.size : hashes_end], layout_of_ends(ends[:count], ends[count:]))

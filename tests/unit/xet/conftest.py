@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from runstead.xet.hashes import hash_from_text
-from runstead.xet.xorb import XorbFacts, XorbLayout, verify_xorb, walk_xorb
+from runstead.xet.xorb import verify_xorb, walk_xorb
+from runstead.xet.xorb_layout import XorbFacts, XorbLayout
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "xet"
 

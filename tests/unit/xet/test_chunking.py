@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from runstead.xet.chunking import GEAR_TABLE, MIN_CHUNK_BYTES, chunk_ends, chunks
 from runstead.xet.hashes import chunk_hash, file_hash, hash_to_text
-from runstead.xet.xorb import MAX_CHUNK_BYTES
+from runstead.xet.xorb_layout import MAX_CHUNK_BYTES
 
 
 def _pieces(data: bytes, size: int) -> list[bytes]:

@@ -5,7 +5,7 @@ from runstead.xet.dedup import dedup_answer, eligible_chunks
 from runstead.xet.errors import InvalidShard
 from runstead.xet.hashes import ZERO_HASH, hash_from_text, hash_to_text, keyed_hashes
 from runstead.xet.shard import ShardFooter, read_shard
-from runstead.xet.xorb import XorbFacts
+from runstead.xet.xorb_layout import XorbFacts
 
 NAME = "f1376370d2dff8ec59b0dc3349190cff18d4174a13e0fa87c0c0a37c08bbbadb"
 

@@ -16,8 +16,9 @@ from runstead.xet.reconstruction import reconstruct, span_of
 from runstead.xet.shard import read_shard, write_shard
 from runstead.xet.terms import Terms
 from runstead.xet.verification import named_xorbs, verify_shard
-from runstead.xet.xorb import XorbVerifier, unpack_chunks, unpack_layout, verify_xorb, walk_xorb
+from runstead.xet.xorb import XorbVerifier, unpack_chunks, verify_xorb, walk_xorb
 from runstead.xet.xorb_footer import read_footer
+from runstead.xet.xorb_layout import unpack_layout
 
 CORPUS = sorted((Path(__file__).parents[2] / "fuzz" / "xet").iterdir())
 VECTORS = Path(__file__).parents[2] / "vectors" / "xet"

@@ -17,7 +17,8 @@ from runstead.xet.reconstruction import (
     v2_answer,
 )
 from runstead.xet.terms import Term, Terms, terms_of
-from runstead.xet.xorb import XorbBuilder, unpack_chunks
+from runstead.xet.xorb import unpack_chunks
+from runstead.xet.xorb_builder import XorbBuilder
 
 
 def _url(*_):

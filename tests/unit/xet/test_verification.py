@@ -7,7 +7,8 @@ from runstead.xet.hashes import ZERO_HASH, file_hash, hash_from_text, hash_to_te
 from runstead.xet.shard import FileEntry, Shard, ShardFooter, XorbBlock, block_of, read_shard
 from runstead.xet.terms import RECORD_BYTES, Term, Terms, terms_of
 from runstead.xet.verification import FileVerifier, named_xorbs, verify_shard
-from runstead.xet.xorb import XorbBuilder, XorbFacts
+from runstead.xet.xorb_builder import XorbBuilder
+from runstead.xet.xorb_layout import XorbFacts
 
 CHUNKS = [bytes([index]) * (index + 1) for index in range(6)]
 

@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 from runstead.xet.compression import Scheme
 from runstead.xet.errors import InvalidXorb
 from runstead.xet.hashes import chunk_hash, hash_from_text, hash_to_text
-from runstead.xet.xorb import (
-    MAX_CHUNK_BYTES,
-    MAX_FOOTER_BYTES,
-    MAX_XORB_BYTES,
-    MAX_XORB_CHUNKS,
-    XorbBuilder,
-    XorbVerifier,
-    unpack_chunks,
-    unpack_layout,
-    verify_xorb,
-    walk_xorb,
-)
+from runstead.xet.xorb import MAX_FOOTER_BYTES, XorbVerifier, unpack_chunks, verify_xorb, walk_xorb
+from runstead.xet.xorb_builder import XorbBuilder
 from runstead.xet.xorb_footer import read_footer, write_footer
+from runstead.xet.xorb_layout import MAX_CHUNK_BYTES, MAX_XORB_BYTES, MAX_XORB_CHUNKS, unpack_layout
 
 CHUNKS = st.lists(
     st.tuples(
