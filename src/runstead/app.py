@@ -9,9 +9,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -24,13 +24,14 @@ from runstead.api.sse import encode_log_lines
 from runstead.events.interface import LOGS, WORK, EventBus
 from runstead.events.local import LocalEventBus
 from runstead.executors.interface import Capabilities, Executor
+from runstead.executors.machine import find_machine
 from runstead.executors.process import ProcessExecutor, ProcessSettings
 from runstead.kit.clock import SystemClock
 from runstead.kit.loops import forever
 from runstead.kit.settings import Settings
 from runstead.logs.files import FileLogStore
 from runstead.model.errors import Conflict, Unavailable
-from runstead.model.hardware import Flavor
+from runstead.model.hardware import Accelerator, Flavor, Machine
 from runstead.model.ids import new_id
 from runstead.services.accounts import Accounts
 from runstead.services.admission import AdmissionRounds
@@ -92,8 +93,8 @@ async def open_accounts(settings: Settings) -> AsyncGenerator[Accounts]:
         await database.close()
 
 
-def build_executor(settings: Settings, wake: Callable[[str, str], None]) -> Executor:
-    """Return the executor that the settings name."""
+def build_executor(settings: Settings, wake: Callable[[str, str], None], port: int | None = None) -> Executor:
+    """Return the executor that the settings name. `port` is the server's, the one thing of it jobs may reach."""
     chosen = settings.executor
     return ProcessExecutor(
         settings.server.data_dir,
@@ -104,9 +105,8 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None]) -> Exec
             log_limit_bytes=chosen.log_limit_bytes,
             pass_environment=chosen.pass_environment,
             grace_seconds=settings.jobs.cancel_grace_seconds,
-            cpus=chosen.cpus,
-            memory_bytes=chosen.memory,
-            disk_bytes=chosen.disk,
+            server_port=port,
+            machine=_machine(settings),
         ),
         wake,
     )
@@ -132,11 +132,14 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
         events = LocalEventBus()
-        executor = build_executor(settings, _wake(events, loop))
+        listeners = [_bind(settings.server.host, settings.server.port)]
+        port = listeners[0].getsockname()[1]
+        executor = build_executor(settings, _wake(events), port)
         capabilities = await executor.open()
         stack.push_async_callback(executor.close)
-        listeners = _listen(settings, capabilities)
-        server = _Server(settings, database, events, executor, capabilities, _port(listeners))
+        if capabilities.host_address and not _covers(settings.server.host, capabilities.host_address):
+            listeners.append(_bind(capabilities.host_address, port))
+        server = _Server(settings, database, events, executor, capabilities, port)
         owner, token = await server.accounts.ensure_owner()
         http = uvicorn.Server(
             uvicorn.Config(
@@ -152,7 +155,6 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
                 backlog=_BACKLOG,
             )
         )
-        http.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         serving = asyncio.create_task(_run_http(http, listeners))
         duties = [asyncio.create_task(duty) for duty in server.duties()]
         try:
@@ -263,7 +265,7 @@ class _Server:
             max_body_bytes=settings.server.max_body_bytes,
         )
 
-    def duties(self) -> list["asyncio.coroutines.Coroutine[object, object, None]"]:
+    def duties(self) -> list[Coroutine[object, object, None]]:
         """Return the loops that run beside the requests."""
         return [
             forever("reconcile", self._reconcile.run),
@@ -276,19 +278,27 @@ class _Server:
         await self._reconcile.cancel_all(_STOP_JOBS_SECONDS)
 
 
-def _wake(events: EventBus, loop: asyncio.AbstractEventLoop) -> Callable[[str, str], None]:
-    """Return what an executor calls, from any thread, when an attempt changed ("jobs") or its log grew ("logs")."""
+def _wake(events: EventBus) -> Callable[[str, str], None]:
+    """Return what an executor calls when an attempt changed ("jobs") or its log grew ("logs")."""
     topics = {"jobs": WORK, "logs": LOGS}
+    return lambda kind, job_id: events.publish(topics[kind], job_id)
 
-    def wake(kind: str, job_id: str) -> None:
-        loop.call_soon_threadsafe(events.publish, topics[kind], job_id)
 
-    return wake
+def _machine(settings: Settings) -> Machine | None:
+    """Return what jobs may use if the configuration says so; None leaves it to the executor."""
+    chosen = settings.executor
+    if chosen.cpus is None and chosen.memory is None and chosen.disk is None:
+        return None
+    found = find_machine(settings.server.data_dir)
+    return replace(
+        found,
+        cpu_millicores=int(chosen.cpus * 1000) if chosen.cpus else found.cpu_millicores,
+        memory_bytes=chosen.memory or found.memory_bytes,
+        disk_bytes=chosen.disk or found.disk_bytes,
+    )
 
 
 def _flavor(name: str, settings: Settings, capabilities: Capabilities) -> Flavor:
-    from runstead.model.hardware import Accelerator
-
     chosen = settings.flavors[name]
     accelerator = None
     if chosen.gpus:
@@ -307,16 +317,6 @@ def _job_endpoint(settings: Settings, capabilities: Capabilities, port: int) -> 
             return f"http://{capabilities.host_address}:{port}" if capabilities.host_address else None
         case url:
             return url
-
-
-def _listen(settings: Settings, capabilities: Capabilities) -> list[socket.socket]:
-    """Open the address of the configuration and, if jobs see the machine elsewhere, that address too."""
-    host, port = settings.server.host, settings.server.port
-    sockets = [_bind(host, port)]
-    inside = capabilities.host_address
-    if inside and not _covers(host, inside):
-        sockets.append(_bind(inside, _port(sockets)))
-    return sockets
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -345,10 +345,6 @@ def _reachable(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):  # noqa: S104
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-def _port(listeners: list[socket.socket]) -> int:
-    return listeners[0].getsockname()[1]
 
 
 @contextmanager

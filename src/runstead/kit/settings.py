@@ -256,10 +256,10 @@ class ExecutorSettings(Section):
         "values are handed over with them: on a shared server, name only what every user may see.",
     )
     cpu_overcommit: float = Field(
-        default=1.0,
+        default=4.0,
         gt=0,
-        description="Factor by which more CPU may be promised to jobs than there is. Memory and GPUs are never "
-        "promised twice.",
+        description="Factor by which more CPU may be promised to jobs than there is: most jobs wait for something most "
+        "of the time, and a small machine should still run several. Memory and GPUs are never promised twice.",
     )
     cpus: float | None = Field(
         default=None, gt=0, description="Cores that jobs may use together. Unset: all that this machine has."

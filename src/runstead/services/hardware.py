@@ -86,7 +86,9 @@ def derive_flavors(machine: Machine) -> list[Flavor]:
         memory_bytes=min(_BASIC_MEMORY, max(machine.memory_bytes // _BASIC_SHARE, min(2**30, machine.memory_bytes))),
         disk_bytes=machine.disk_bytes // _BASIC_SHARE,
     )
-    return [basic, half, whole, *_gpu_flavors(machine)]
+    # On a small machine half of it is no more than the basic size.
+    middle = [half] if half.cpu_millicores > basic.cpu_millicores else []
+    return [basic, *middle, whole, *_gpu_flavors(machine)]
 
 
 def _gpu_flavors(machine: Machine) -> list[Flavor]:
