@@ -28,7 +28,8 @@ from runstead.kit import sources
 from runstead.kit.sizes import format_size, parse_size
 from runstead.kit.sources import Given, SettingsError
 
-# Proxies, package indexes, certificates, the time zone: without them a job on a company network cannot install anything.
+# Proxies, package indexes, certificates: without them a job on a company network cannot install anything. And the
+# time zone.
 PASSED_BY_DEFAULT = (
     "HTTP_PROXY",
     "HTTPS_PROXY",
@@ -319,7 +320,7 @@ class EffectiveSettings:
     file: Path | None  # the configuration file that was read
 
 
-def keys() -> list[str]:
+def setting_keys() -> list[str]:
     """Return every setting with a fixed name, as `section.key`."""
     return [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
 
@@ -350,7 +351,7 @@ def load_effective(
     file = sources.find_file(config, environment, directory or Path.cwd())
     given = [
         *(sources.from_file(file) if file else []),
-        *sources.from_environment(environment, {sources.variable(key): key for key in keys()}),
+        *sources.from_environment(environment, {sources.variable(key): key for key in setting_keys()}),
         *sources.from_flags(flags or {}),
     ]
     _refuse_unknown(given)
@@ -391,7 +392,7 @@ def _unknown(one: Given) -> str | None:
         allowed = [f"{section}.{name}" for name in SECTIONS[section].model_fields]
     else:
         allowed = [f"{name}.*" for name in (*SECTIONS, "flavors")]
-    guess = difflib.get_close_matches(one.key, keys(), n=1)
+    guess = difflib.get_close_matches(one.key, setting_keys(), n=1)
     hint = f" Did you mean {guess[0]}?" if guess else ""
     return f"{one.origin}: {one.key} is not a setting.{hint} Allowed: {', '.join(allowed)}"
 
@@ -423,8 +424,8 @@ __all__ = [
     "Settings",
     "SettingsError",
     "default_data_dir",
-    "keys",
     "load_effective",
     "load_settings",
     "mask",
+    "setting_keys",
 ]
