@@ -37,7 +37,7 @@ def environment(folder: Path, pins: str, *, package: bool) -> None:
         _uv([uv, "venv", "--quiet", "--clear", "--no-project", "--python", sys.executable, folder])
     say(f"installing requirements/{pins}.txt into {folder.relative_to(ROOT)}")
     install = [uv, "pip", "install", "--python", python]
-    _uv([*install, "--quiet", "--require-hashes", "-r", inputs[0]])
+    _uv([*install, "--quiet", "--compile-bytecode", "--require-hashes", "-r", inputs[0]])
     if package:
         _uv([*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT])
         _uv([uv, "pip", "check", "--quiet", "--python", python])
