@@ -183,8 +183,8 @@ class ProcessExecutor(Executor):
     # Making ready
 
     def _prepare(self) -> Programs:
-        for folder in (self._node, self._node / "attempts", self._node / "namespaces", self._node / "empty"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("", "attempts", "namespaces", "empty", "root"):
+            (self._node / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._node / "empty").chmod(0o755)
         instance = self._node / "instance"
         if not instance.exists():

@@ -27,23 +27,25 @@ def run(
     request: Request,
     environment: dict[str, str],
     folder: str,
+    mount_point: str,
     shared: str,
     empty: str,
     owner: int | None,
     network: int | None,
     control: socket.socket,
     output: int,
-    enter: list[int],
 ) -> None:
     """Be process 1 of the job; does not return."""
     try:
-        status, child = _start(request, environment, folder, shared, empty, owner, network, control, output, enter)
-        report = b""
-        while part := os.read(status, 65536):
-            report += part
-        os.close(status)
-        control.send(b"F" + report if report else b"R")
-        if not report:
+        _enter(request, folder, mount_point, shared, empty, owner, network, control)
+        try:
+            child = command.spawn(request.argv, environment, output)
+        except (OSError, ValueError) as error:
+            report = command.explain(request.argv, environment, places.WORK, error)
+            control.send(b"F" + json.dumps(report).encode())
+        else:
+            os.close(output)
+            control.send(b"R")
             control.send(b"X%d" % _attend(child, control))
     except _SupervisorGone:
         pass
@@ -57,24 +59,22 @@ class _SupervisorGone(Exception):
     """Nobody is there to report to."""
 
 
-def _start(
+def _enter(
     request: Request,
-    environment: dict[str, str],
     folder: str,
+    mount_point: str,
     shared: str,
     empty: str,
     owner: int | None,
     network: int | None,
     control: socket.socket,
-    output: int,
-    enter: list[int],
-) -> tuple[int, int]:
-    """Enter the namespaces and fork the command; return the pipe that tells of its exec, and its process id."""
+) -> None:
+    """Enter the namespaces and leave everything that the command must not have."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
     if network is not None:
         syscalls.enter(network, syscalls.CLONE_NEWNET)
-    namespaces.build(request, folder, shared, empty, owner)
+    namespaces.build(request, folder, mount_point, shared, empty, owner)
     namespaces.name_host(request.job_id)
     if owner is not None:
         syscalls.unshare(syscalls.CLONE_NEWUSER)
@@ -85,21 +85,14 @@ def _start(
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         control.send(b"M")
     _await_go(control)
+    command.forget_score()
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     namespaces.drop_capabilities()
     own = f"{places.SHARED}/venvs/{request.job_id}-{request.attempt}"
     venv.make(own, request.view.python, request.view.python_version, request.view.pip_paths)
+    os.chdir(places.WORK)
     _wake_on_signals()
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        command.execute(request.argv, environment, places.WORK, output, writer, enter)
-    os.close(writer)
-    os.close(output)
-    for fd in enter:
-        os.close(fd)
-    return reader, child
 
 
 def _await_go(control: socket.socket) -> None:

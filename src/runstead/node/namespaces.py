@@ -31,32 +31,33 @@ _KEPT = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31})
 _LAST_CAPABILITY = 40
 
 
-def build(request: Request, folder: str, shared: str, empty: str, owner: int | None) -> None:
-    """Make `folder`/root the root directory of this process, whose mount namespace is new.
+def build(request: Request, folder: str, mount_point: str, shared: str, empty: str, owner: int | None) -> None:
+    """Give this process, whose mount namespace is new, the root directory of its job.
 
-    `owner` is the machine's id of the job's root user; None when that is our own.
+    `folder` is where the job's own files go, `mount_point` any empty directory. `owner` is the machine's id of
+    the job's root user; None when that is our own.
     """
-    view = request.view
-    root = os.path.join(folder, "root")
+    view, root = request.view, mount_point
     syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
-    syscalls.mount(root, root, None, MS_BIND)
-    syscalls.restrict(root, MS_NOSUID | MS_NODEV, recursive=False)
-    _own_folders(root, owner)
+    limit = request.memory_bytes // 2 or 1 << 30
+    user = "" if owner is None else f",uid={owner},gid={owner}"
+    syscalls.mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=755,size={limit}{user}")
     for path, target in view.links:
         os.symlink(target, root + path)
     for tree in view.trees:
-        _folder(root + tree)
+        os.mkdir(root + tree)
         _show(tree, root + tree)
     for path in view.hidden:
         _show(empty, root + path)
-    if os.path.isdir(root + "/var/tmp"):
-        syscalls.mount(os.path.join(folder, "vartmp"), root + "/var/tmp", None, MS_BIND)
+    _own_folders(root, folder, owner)
     for source, target in view.binds:
         _bind(source, root + target)
-    for number, (target, text) in enumerate(view.files):
-        text = text.replace("@hostname@", request.job_id).replace("@address@", request.address or "127.0.1.1")
-        _place(root, target, text, os.path.join(folder, f"file-{number}"))
-    _devices(root, request.devices, owner, request.memory_bytes)
+    names = {"@hostname@": request.job_id, "@address@": request.address or "127.0.1.1"}
+    for target, text in view.files:
+        for name, value in names.items():
+            text = text.replace(name, value)
+        _place(root, target, text)
+    _devices(root, request.devices, owner, limit)
     _processes(root + "/proc", empty)
     for path in view.sys:
         _folder(root + path)
@@ -90,14 +91,24 @@ def drop_capabilities() -> None:
                 continue
 
 
-def _own_folders(root: str, owner: int | None) -> None:
-    folders = (("", 0o755), ("/tmp", 0o1777), ("/run", 0o755), (places.HOME, 0o700), (places.WORK, 0o755))
-    for path, mode in folders:
-        if path:
-            os.mkdir(root + path)
-        os.chmod(root + path, mode)
+def _own_folders(root: str, folder: str, owner: int | None) -> None:
+    """Make the job's directories: on disk, not in memory as the root itself."""
+    os.mkdir(folder, 0o755)
+    for path, mode in (("/tmp", 0o1777), ("/var/tmp", 0o1777), (places.HOME, 0o700), (places.WORK, 0o755)):
+        own = os.path.join(folder, path[1:].replace("/", "-"))
+        os.mkdir(own)
+        os.chmod(own, mode)
         if owner is not None:
-            os.chown(root + path, owner, owner)
+            os.chown(own, owner, owner)
+        if not os.path.isdir(root + path):
+            if path == "/var/tmp":
+                continue
+            os.mkdir(root + path)
+        syscalls.mount(own, root + path, None, MS_BIND)
+        syscalls.restrict(root + path, MS_NOSUID | MS_NODEV, recursive=False)
+    os.mkdir(root + "/run")
+    if owner is not None:
+        os.chown(root + "/run", owner, owner)
 
 
 def _folder(path: str) -> None:
@@ -130,20 +141,21 @@ def _bind(source: str, target: str) -> None:
     _show(source, target)
 
 
-def _place(root: str, target: str, text: str, spare: str) -> None:
+def _place(root: str, target: str, text: str) -> None:
     """Put a small file in its place: over one that the tree around shows read-only, or as a new one."""
+    path = root + target
     if target.startswith("/etc/"):
-        with open(spare, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(spare, 0o644)
-        syscalls.mount(spare, root + target, None, MS_BIND)
-        return
-    os.makedirs(os.path.dirname(root + target), 0o755, exist_ok=True)
-    with open(root + target, "w", encoding="utf-8") as file:
+        path = f"{root}/run/.{target[5:].replace('/', '-')}"
+    else:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
         file.write(text)
+    if target.startswith("/etc/"):
+        _show(path, root + target)
+        os.unlink(path)
 
 
-def _devices(root: str, more: list[str], owner: int | None, memory_bytes: int) -> None:
+def _devices(root: str, more: list[str], owner: int | None, limit: int) -> None:
     dev = root + "/dev"
     _folder(dev)
     syscalls.mount("tmpfs", dev, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=1m")
@@ -153,8 +165,7 @@ def _devices(root: str, more: list[str], owner: int | None, memory_bytes: int) -
     for name, target in _DEVICE_LINKS:
         os.symlink(target, f"{dev}/{name}")
     os.mkdir(dev + "/shm")
-    limit = f",size={memory_bytes // 2}" if memory_bytes else ""
-    syscalls.mount("tmpfs", dev + "/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777" + limit)
+    syscalls.mount("tmpfs", dev + "/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={limit}")
     os.mkdir(dev + "/pts")
     options = "newinstance,ptmxmode=0666,mode=0620"
     if owner is not None:

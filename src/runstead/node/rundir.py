@@ -6,7 +6,7 @@
         started.json  when the command was executed
         exit.json     the last word of the supervisor
         control       datagram socket of the supervisor
-        root/         the job's own files
+        files/        the job's own files
 
 A kernel lock dies with its holders, so that a process id that is used again cannot be taken for a
 supervisor. The directory appears by a rename with the lock already held: of two starters one wins, and
@@ -29,7 +29,7 @@ ATTEMPT = "attempt.json"
 STARTED = "started.json"
 EXIT = "exit.json"
 CONTROL = "control"
-ROOT = "root"
+FILES = "files"
 
 _JOB_ID = re.compile(r"[0-9a-f]{24}")
 _NAME = re.compile(r"([0-9a-f]{24})-([1-9][0-9]{0,8})")

@@ -117,25 +117,21 @@ class Supervisor:
         user = places.first_id(self._data_dir, request.namespace) if request.isolation == "root" else None
         shared = places.prepare_shared(self._data_dir, request.namespace, user)
         self._output, writer = _pipe(user)
-        enter = self._group.create(
+        self._group.create(
             cpu_millicores=request.cpu_millicores, memory_bytes=request.memory_bytes, pids_limit=request.pids_limit
         )
         if request.isolation == "none":
-            self._start_plain(shared, writer, enter)
+            self._start_plain(shared, writer)
         else:
-            self._start_isolated(user, shared, writer, enter)
+            self._start_isolated(user, shared, writer)
         os.close(writer)
-        for fd in enter:
-            os.close(fd)
 
-    def _start_isolated(self, user: int | None, shared: str, writer: int, enter: list[int]) -> None:
+    def _start_isolated(self, user: int | None, shared: str, writer: int) -> None:
         request = self._request
-        os.mkdir(os.path.join(self._path, rundir.ROOT), 0o755)
-        os.mkdir(os.path.join(self._path, "vartmp"))
-        os.chmod(os.path.join(self._path, "vartmp"), 0o1777)
+        folder, node = os.path.join(self._path, rundir.FILES), os.path.join(self._data_dir, "node")
         environment = self._environment(places.SHARED, f"{places.HOME}/.local/bin:{places.PROGRAMS}")
         environment = {"HOME": places.HOME, "USER": "root", "LOGNAME": "root", **environment}
-        empty = os.path.join(self._data_dir, "node", "empty")
+        empty, mount_point = os.path.join(node, "empty"), os.path.join(node, "root")
         network = None if request.network is None else os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
         self._talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if user is None:
@@ -144,8 +140,9 @@ class Supervisor:
         self._child = os.fork()
         if self._child == 0:
             self._talk.close()
-            init.run(request, environment, self._path, shared, empty, user, network, theirs, writer, enter)
+            init.run(request, environment, folder, mount_point, shared, empty, user, network, theirs, writer)
         theirs.close()
+        self._group.enter(self._child)  # while it is busy itself
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         if network is not None:
             os.close(network)
@@ -168,9 +165,9 @@ class Supervisor:
             raise _NotStarted(str(report["message"]), report["code"])
         raise _NotStarted("the job's first process died before the command was executed")
 
-    def _start_plain(self, shared: str, writer: int, enter: list[int]) -> None:
+    def _start_plain(self, shared: str, writer: int) -> None:
         request = self._request
-        own = os.path.join(self._path, rundir.ROOT)
+        own = os.path.join(self._path, rundir.FILES)
         for name in ("", "home", "tmp", "workspace"):
             os.mkdir(os.path.join(own, name), 0o700)
         environment = self._environment(shared, request.view.path)
@@ -183,12 +180,19 @@ class Supervisor:
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         self._children = processes.watch_children()
         status, report = os.pipe()
+        go, ready = os.pipe()
         self._child = os.fork()
         if self._child == 0:
             if syscalls.LINUX:
                 syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            command.execute(request.argv, environment, f"{own}/workspace", writer, report, enter)
+            if os.read(go, 1) == b"G":
+                command.execute(request.argv, environment, f"{own}/workspace", writer, report)
+            os._exit(1)
         os.close(report)
+        self._group.enter(self._child)
+        os.write(ready, b"G")
+        os.close(go)
+        os.close(ready)
         text = b""
         while part := os.read(status, 65536):
             text += part

@@ -75,11 +75,8 @@ def unmount(target: str, flags: int = 0) -> None:
 
 def restrict(target: str, flags: int, *, recursive: bool) -> None:
     """Add MS_RDONLY, MS_NOSUID, ... to a mount and, when asked, to all below it."""
-
-    class Attributes(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
-
-    wanted = Attributes(set=sum(value for flag, value in _MOUNT_ATTR.items() if flags & flag))
+    # struct mount_attr: what to set, what to clear, propagation, user namespace
+    wanted = (ctypes.c_uint64 * 4)(sum(value for flag, value in _MOUNT_ATTR.items() if flags & flag), 0, 0, 0)
     result = _call().syscall(
         ctypes.c_long(_NR_MOUNT_SETATTR),
         ctypes.c_int(-100),
