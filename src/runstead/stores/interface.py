@@ -17,19 +17,13 @@ from runstead.model.accounts import (
 from runstead.model.jobs import (
     HistoryEntry,
     Job,
+    JobFilter,
     NewJob,
     Reservation,
-    Stage,
     Transition,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """Which jobs of a namespace to list: any of `stages` (all when empty) and every one of `labels`."""
-
-    stages: frozenset[Stage] = frozenset()
-    labels: Mapping[str, str] | None = None
+from runstead.xet.terms import Terms
+from runstead.xet.xorb_layout import XorbFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,3 +208,127 @@ class AccountStore(ABC):
     @abstractmethod
     async def caller(self, digest: bytes) -> Caller | None:
         """Return who holds the token with that digest, with their memberships; None if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredXorb:
+    """What is known of a stored xorb: its facts, chunk hashes included, the key of its object, its checksums."""
+
+    facts: XorbFacts
+    key: str
+    checksums: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file whose terms were verified."""
+
+    file_hash: bytes
+    size: int
+    terms: Terms
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EligibleChunk:
+    """A chunk that clients may ask for, with a xorb and a file it is in."""
+
+    chunk_hash: bytes
+    xorb_hash: bytes
+    file_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class XorbEntry:
+    """A xorb as garbage collection and checks go through them."""
+
+    xorb_hash: bytes
+    key: str
+    stored_bytes: int
+    usable: bool  # neither quarantined nor doomed
+
+
+class ContentStore(ABC):
+    """Which xorbs and files are stored, and who has a claim on which file.
+
+    *Confirming* a xorb or holding a file is how an upload in progress keeps it: what was confirmed or held at
+    some instant is not doomed or dropped with an earlier `before`. Both are written anew only when they are a day
+    old, so `before` has to leave that day. Xorbs that are quarantined or doomed are as if they were not there.
+    """
+
+    @abstractmethod
+    async def store_id(self, at: datetime) -> str:
+        """Return the present name of this store; the first call gives it one that was never used before."""
+
+    @abstractmethod
+    async def renew_store_id(self, current: str, at: datetime, rest_seconds: float) -> str:
+        """Give the store a new name if `current` is its name and for that long already; return the present one."""
+
+    @abstractmethod
+    async def add_xorb(self, xorb: StoredXorb, at: datetime) -> StoredXorb:
+        """Store and confirm a xorb; return it, or the one of the same hash that was there first."""
+
+    @abstractmethod
+    async def xorbs(self, hashes: Collection[bytes]) -> dict[bytes, StoredXorb]:
+        """Return those of these xorbs that are stored."""
+
+    @abstractmethod
+    async def confirm_xorbs(self, hashes: Collection[bytes], at: datetime) -> set[bytes]:
+        """Confirm those of these xorbs that are stored and return which they are."""
+
+    @abstractmethod
+    async def register(
+        self, scope: str, files: Sequence[StoredFile], chunks: Sequence[EligibleChunk], at: datetime
+    ) -> None:
+        """Store these files, held and with a claim of the scope, and which chunks may be asked for.
+
+        The caller has verified them against xorbs confirmed before. A file that is there already gets these terms.
+        """
+
+    @abstractmethod
+    async def file(self, file_hash: bytes, scope: str | None = None) -> StoredFile | None:
+        """Return a file, if it is there and the scope (when given) has a claim on it."""
+
+    @abstractmethod
+    async def hold_files(self, hashes: Collection[bytes], at: datetime, scope: str | None = None) -> dict[bytes, int]:
+        """Hold those of these files that are there and claimed by the scope (when given); return their sizes."""
+
+    @abstractmethod
+    async def claim_files(self, scope: str, hashes: Collection[bytes], at: datetime) -> dict[bytes, int]:
+        """Hold those of these files that are there, with a claim of the scope; return their sizes."""
+
+    @abstractmethod
+    async def drop_claims(self, scope: str) -> None:
+        """Remove all claims of a scope."""
+
+    @abstractmethod
+    async def chunk(self, chunk_hash: bytes) -> EligibleChunk | None:
+        """Return where a chunk that clients may ask for is."""
+
+    @abstractmethod
+    async def files_after(self, after: bytes, limit: int) -> list[StoredFile]:
+        """Return up to `limit` files in the order of their hashes, from the first one after `after` on."""
+
+    @abstractmethod
+    async def drop_files(self, hashes: Collection[bytes], before: datetime) -> int:
+        """Remove those of these files that were last held before; return how many those were."""
+
+    @abstractmethod
+    async def xorbs_after(self, after: bytes, limit: int) -> list[XorbEntry]:
+        """Return up to `limit` xorbs, usable or not, in the order of their hashes, from the first after `after` on."""
+
+    @abstractmethod
+    async def doom_xorbs(self, hashes: Collection[bytes], before: datetime) -> list[XorbEntry]:
+        """Doom those of these xorbs that were last confirmed before; return them and those doomed already."""
+
+    @abstractmethod
+    async def drop_doomed(self, keys: Collection[str]) -> None:
+        """Remove the doomed xorbs with these objects, and the chunks that are found in them."""
+
+    @abstractmethod
+    async def quarantine(self, xorb_hash: bytes, key: str) -> None:
+        """Take a xorb out of use as long as it has this object."""
+
+    @abstractmethod
+    async def known_keys(self, keys: Collection[str]) -> set[str]:
+        """Return which of these keys belong to a xorb."""
