@@ -2,7 +2,7 @@
 
     scripts/python scripts/bootstrap.py run       what `make run` needs: the server and one client
     scripts/python scripts/bootstrap.py test      what `make test` needs: the tools, and a client of each supported line
-    scripts/python scripts/bootstrap.py uv        only uv
+    scripts/python scripts/bootstrap.py uv        only uv; prints where it is
 
 Needs Python 3.11 and nothing else: no uv, pip, venv or compiler. Everything it makes is in .cache, .venv and
 .venvs of the checkout. A second call finds its stamps and does nothing.
@@ -63,7 +63,7 @@ def _uv(command: list[str | Path]) -> None:
 def main(goal: str) -> None:
     """Carry out one goal of the module's docstring."""
     if goal == "uv":
-        find_uv()
+        print(find_uv())
     elif goal == "run":
         if not (VENV / ".setup-dev").is_file():
             environment(VENV, "run", package=True)
