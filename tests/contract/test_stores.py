@@ -32,6 +32,7 @@ from runstead.model.jobs import (
     FailureClass,
     Initiator,
     Job,
+    JobFilter,
     JobSpec,
     NewJob,
     Phase,
@@ -41,7 +42,7 @@ from runstead.model.jobs import (
 )
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.database import Database
-from runstead.stores.interface import Admission, JobFilter, JobStore
+from runstead.stores.interface import Admission, JobStore
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
 

@@ -16,9 +16,8 @@ from runstead.api.errors import error_response
 from runstead.api.sse import EventStream
 from runstead.model.accounts import Permission
 from runstead.model.errors import Invalid, Unsupported
-from runstead.model.jobs import Job, Phase, Stage
+from runstead.model.jobs import Job, JobFilter, Phase, Stage
 from runstead.services.accounts import authorize
-from runstead.stores.interface import JobFilter
 
 Namespace = Annotated[str, Path(max_length=200)]
 JobId = Annotated[str, Path(max_length=200)]

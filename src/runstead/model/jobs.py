@@ -209,3 +209,11 @@ class HistoryEntry:
     phase: Phase
     message: str | None
     failure_class: FailureClass | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs of a namespace to list: any of `stages` (all when empty) and every one of `labels`."""
+
+    stages: frozenset[Stage] = frozenset()
+    labels: Mapping[str, str] | None = None

@@ -9,13 +9,13 @@ from runstead.kit.wakeup import Wakeup
 from runstead.model.accounts import Caller, Namespace, Permission
 from runstead.model.errors import Invalid, NotFound
 from runstead.model.ids import is_id, new_id
-from runstead.model.jobs import HistoryEntry, Initiator, Job, JobSpec, NewJob, Phase, Stage
+from runstead.model.jobs import HistoryEntry, Initiator, Job, JobFilter, JobSpec, NewJob, Phase, Stage
 from runstead.services import specs
 from runstead.services.accounts import authorize
 from runstead.services.admission import AdmissionRounds
 from runstead.services.hardware import Hardware
 from runstead.services.secrets import SecretBox
-from runstead.stores.interface import JobFilter, JobStore
+from runstead.stores.interface import JobStore
 
 PAGE = 100
 # How long an answer is held back for news that spares the client a round of polling (wire-jobs §7).

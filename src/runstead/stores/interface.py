@@ -14,6 +14,7 @@ from runstead.model.accounts import (
     Token,
     User,
 )
+from runstead.model.buckets import Batch, Bucket, BucketFile, Folder, KeptFile, NewFile
 from runstead.model.jobs import (
     HistoryEntry,
     Job,
@@ -332,3 +333,128 @@ class ContentStore(ABC):
     @abstractmethod
     async def known_keys(self, keys: Collection[str]) -> set[str]:
         """Return which of these keys belong to a xorb."""
+
+
+class BucketStore(ABC):
+    """Buckets and their files. No call costs more for a bucket with more files."""
+
+    @abstractmethod
+    async def add(self, bucket: Bucket) -> Bucket:
+        """Store an empty bucket and return it with its `seq`. Raises Conflict when the name is taken."""
+
+    @abstractmethod
+    async def find(self, namespace: str, name: str) -> Bucket | None:
+        """Return the bucket of that name, or None if there is none or it is deleted."""
+
+    @abstractmethod
+    async def page(
+        self, namespace: str, search: str, after: str, limit: int, *, with_private: bool
+    ) -> list[Bucket]:
+        """Return up to `limit` buckets of a namespace by name, behind `after`, whose names contain `search`.
+
+        Capitals count as small letters in the search; private buckets are there only `with_private`.
+        """
+
+    @abstractmethod
+    async def set_private(self, bucket_id: str, private: bool) -> bool:
+        """Set who may see the bucket; False if it is not there."""
+
+    @abstractmethod
+    async def move(self, bucket_id: str, namespace: Namespace, name: str) -> bool:
+        """Rename the bucket; False if it is not there. Raises Conflict when the name is taken."""
+
+    @abstractmethod
+    async def delete(self, bucket_id: str, at: datetime) -> bool:
+        """Take the bucket out of sight, and free its name; False if it is not there."""
+
+    @abstractmethod
+    async def deleted(self, namespace: str, name: str) -> list[Bucket]:
+        """Return the deleted buckets that had this name at last and are still kept, last deleted first."""
+
+    @abstractmethod
+    async def undelete(self, bucket_id: str) -> bool:
+        """Bring a deleted bucket back; False if it is not kept any more. Raises Conflict when the name is taken."""
+
+    @abstractmethod
+    async def files(self, bucket: int, paths: Collection[str]) -> list[BucketFile]:
+        """Return the files with exactly these paths, those that exist, by path."""
+
+    @abstractmethod
+    async def find_file(self, namespace: str, name: str, path: str) -> tuple[Bucket, BucketFile | None] | None:
+        """Return the bucket of that name with one of its files, in one look; None without the bucket."""
+
+    @abstractmethod
+    async def tree(self, bucket: int, prefix: str, start: str, limit: int) -> list[BucketFile]:
+        """Return up to `limit` files at or below `prefix` (all if it is empty) by path, from `start` on."""
+
+    @abstractmethod
+    async def level(self, bucket: int, prefix: str, start: str, limit: int) -> list[BucketFile | Folder]:
+        """Return up to `limit` files and folders directly below `prefix`, by the first path in each, from `start` on.
+
+        A file whose path is `prefix` itself comes first. Its cost does not depend on what is in the folders.
+        """
+
+    @abstractmethod
+    async def apply(self, bucket: int, edits: Mapping[str, NewFile | None], at: datetime) -> Batch:
+        """Make the paths what they are mapped to (None: absent) in one step, and return what that changed.
+
+        What was there goes into the history. Paths that are so already do not change; without any change nothing
+        is stored and the returned batch is empty. The bucket's instants only grow: the batch's is later than
+        the bucket's last even if `at` is not. Raises NotFound if the bucket is deleted.
+        """
+
+
+class BucketLog(ABC):
+    """What happened in buckets: batches for those who follow, history for those who regret, and their end."""
+
+    @abstractmethod
+    async def batches(self, bucket: int, after: int, limit: int) -> list[Batch]:
+        """Return up to `limit` batches with versions above `after`, in order."""
+
+    @abstractmethod
+    async def version(self, bucket: int) -> int | None:
+        """Return the version of the bucket, or None if it is deleted or gone."""
+
+    @abstractmethod
+    async def version_at(self, bucket: int, at: datetime) -> int | None:
+        """Return the version the bucket had at this instant, to the millisecond below, or None if unknown.
+
+        It is unknown when batches after the instant may have been forgotten.
+        """
+
+    @abstractmethod
+    async def oldest(self, bucket: int) -> int:
+        """Return the least version from which `batches` can go on without a gap."""
+
+    @abstractmethod
+    async def kept(self, bucket: int, prefix: str, before: tuple[str, int], limit: int) -> list[KeptFile]:
+        """Return up to `limit` former files at or below `prefix`, by path and version, behind `before`."""
+
+    @abstractmethod
+    async def differences(
+        self, bucket: int, prefix: str, at: datetime, start: str, limit: int
+    ) -> tuple[dict[str, NewFile | None], str | None]:
+        """Return what must change at or below `prefix` so that everything is as it was at an instant.
+
+        Looks at up to `limit` files and as many former files from the path `start` on; the second part of the
+        answer is where to go on, None at the end.
+        """
+
+    @abstractmethod
+    async def forget_replaced(self, before: datetime, limit: int) -> int:
+        """Forget up to `limit` former files that were replaced before; return how many."""
+
+    @abstractmethod
+    async def forget_batches(self, before: datetime, limit: int) -> int:
+        """Forget up to `limit` batches from before; return how many."""
+
+    @abstractmethod
+    async def forget_buckets(self, before: datetime, limit: int) -> tuple[int, list[Bucket]]:
+        """Forget up to about `limit` rows of buckets deleted before.
+
+        Returns how many rows, and the buckets of which nothing is left now.
+        """
+
+    @abstractmethod
+    async def referenced(self, after: tuple[str, int, str, int], limit: int) -> "ReferencedFiles":
+        """Return the hashes of some files that are in buckets or their history; begin with `BEGINNING`."""

@@ -12,9 +12,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, exists, func, select, union_all
 
-from runstead.model.jobs import Stage
+from runstead.model.jobs import JobFilter, Stage
 from runstead.stores import labels
-from runstead.stores.interface import JobFilter
 from runstead.stores.rows import JOB_COLUMNS
 from runstead.stores.tables import job_labels, jobs
 
