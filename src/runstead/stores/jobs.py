@@ -35,6 +35,7 @@ from runstead.model.jobs import (
     FailureClass,
     HistoryEntry,
     Job,
+    JobFilter,
     NewJob,
     Phase,
     Reservation,
@@ -44,7 +45,7 @@ from runstead.model.jobs import (
 )
 from runstead.stores import labels as label_rows
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
-from runstead.stores.interface import Admission, JobFilter, JobStore, Waiting
+from runstead.stores.interface import Admission, JobStore, Waiting
 from runstead.stores.pages import NEWEST, SIZE, listing
 from runstead.stores.rows import (
     HISTORY_COLUMNS,
@@ -279,7 +280,8 @@ class SqlJobStore(JobStore):
     async def queue(self) -> list[tuple[int, str]]:
         """Return the waiting jobs in order."""
         rows = await self._database.read(lambda transaction: transaction.rows(_QUEUE))
-        return [(seq, job_id) for seq, job_id in rows]
+        # Sorted here: asked for an order, SQLite would walk all jobs there ever were, which are in that order.
+        return sorted((seq, job_id) for seq, job_id in rows)
 
     async def delete_finished(self, before: datetime, limit: int) -> list[Job]:
         """Delete jobs that finished before `before`, with all that belongs to them."""
@@ -478,7 +480,7 @@ _READY = (
     jobs.c.cancel_requested_at.is_(None),
     or_(jobs.c.not_before.is_(None), jobs.c.not_before <= bindparam("now")),
 )
-_QUEUE = select(jobs.c.seq, jobs.c.id).where(_IN_QUEUE).order_by(jobs.c.seq)
+_QUEUE = select(jobs.c.seq, jobs.c.id).where(_IN_QUEUE)
 _QUEUE_SIZES = select(jobs.c.flavor, func.count()).where(*_READY).group_by(jobs.c.flavor).order_by(jobs.c.flavor)
 _QUEUE_HEAD = (
     select(*JOB_COLUMNS)
@@ -509,9 +511,7 @@ _ADMIT = (
 
 _FREE = (
     select(*JOB_COLUMNS)
-    .select_from(leases)
-    .join(jobs, jobs.c.lease_owner == leases.c.owner)
-    .where(leases.c.until <= bindparam("now"))
+    .where(jobs.c.lease_owner.in_(select(leases.c.owner).where(leases.c.until <= bindparam("now"))))
     .limit(bindparam("limit"))
     .with_for_update(of=jobs, skip_locked=True)
 )
