@@ -91,6 +91,7 @@ Index(
     jobs.c.seq,
     jobs.c.not_before,
     jobs.c.cancel_requested_at,
+    jobs.c.phase,  # always the same; without it SQLite would look up each row to see that
     sqlite_where=text(IN_QUEUE),
     postgresql_where=text(IN_QUEUE),
 )

@@ -59,7 +59,9 @@ def _jobs() -> None:
     )
     op.create_index("ix_jobs_newest", "jobs", ["namespace", "seq"])
     op.create_index("ix_jobs_stage", "jobs", ["namespace", "stage", "seq"])
-    _partial_index("ix_jobs_queue", ["flavor", "seq", "not_before", "cancel_requested_at"], "phase = 'waiting'")
+    _partial_index(
+        "ix_jobs_queue", ["flavor", "seq", "not_before", "cancel_requested_at", "phase"], "phase = 'waiting'"
+    )
     _partial_index(
         "ix_jobs_in_hand", ["lease_owner", "executor", "seq"], "phase IN ('starting', 'running', 'releasing')"
     )
