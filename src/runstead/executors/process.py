@@ -20,12 +20,13 @@ from typing import Any, Literal, cast
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.launching import Launcher
 from runstead.executors.machine import find_machine, gpu_devices, gpu_usage, shared_gpu_devices
+from runstead.executors.network import JobNetwork
 from runstead.executors.view import Programs, find_programs, isolated_view, plain_view, prepare_tools
 from runstead.model.errors import BackendFailure, Invalid, Unavailable
 from runstead.model.hardware import Machine
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation, Usage
 from runstead.node import cgroups, framing, places, removal, rundir, syscalls
-from runstead.node.request import Request, View
+from runstead.node.request import NO_NETWORK, Request, View
 
 KIND = "process"
 _HANDLE_VERSION = 1
@@ -93,6 +94,7 @@ class ProcessExecutor(Executor):
         self._isolation = "none"
         self._view: View | None = None
         self._places: list[list[str]] = []
+        self._network: JobNetwork | None = None
         self._wake_socket: socket.socket | None = None
         self._watched: dict[str, int] = {}  # name of an attempt: pidfd of its supervisor
 
@@ -104,6 +106,7 @@ class ProcessExecutor(Executor):
         machine = self._settings.machine or await asyncio.to_thread(find_machine, self._data_dir)
         self._places, missing = await asyncio.to_thread(cgroups.find_places, f"runstead-{self._instance}")
         missing += await self._find_isolation(programs, machine)
+        missing += await self._find_network(programs, machine)
         isolated = self._isolation != "none"
         if not programs.uv:
             missing.append("uv is not installed: jobs cannot `uv run`")
@@ -111,9 +114,9 @@ class ProcessExecutor(Executor):
             kind=KIND,
             instance=self._instance,
             images=False,
-            private_network=False,
+            private_network=self._network is not None,
             queues_itself=False,
-            host_address="127.0.0.1",
+            host_address=self._host_address(),
             machine=machine,
             notes=(_NOTE,) if isolated else (_NOTE, _PLAIN_NOTE),
             missing=tuple(missing),
@@ -128,6 +131,9 @@ class ProcessExecutor(Executor):
             self._wake_socket.close()
             self._wake_socket = None
         idle = not await asyncio.to_thread(self._names)
+        if self._network is not None:
+            await self._network.close(remove=idle)
+            self._network = None
         await self._launcher.close(leave=idle)
         if idle:
             await asyncio.to_thread(cgroups.release_places, self._places)
@@ -139,9 +145,12 @@ class ProcessExecutor(Executor):
             places.owner_path("", launch.namespace)
         except ValueError as error:
             raise Invalid(str(error), "namespace") from error
-        await self._ask(self._request(launch), name)
+        request = self._request(launch)
+        if self._network is not None and not self._exists(name):
+            request.network, request.address = await self._network.claim(name)
+        await self._ask(request, name)
         self._watch(name)
-        return self._handle(launch.job_id, launch.attempt)
+        return self._handle(name)
 
     async def poll(self, handles: Sequence[Handle]) -> list[Observation]:
         """See Executor."""
@@ -169,11 +178,15 @@ class ProcessExecutor(Executor):
             await asyncio.to_thread(removal.remove, str(self._data_dir), name)
         except OSError as error:
             raise BackendFailure(f"what the attempt held could not be given back: {error}: {name}") from error
+        if self._network is not None:
+            await self._network.release(name)
 
     async def owned(self) -> list[tuple[str, int, Handle]]:
         """See Executor."""
-        found = await asyncio.to_thread(self._names)
-        return [(job_id, attempt, self._handle(job_id, attempt)) for job_id, attempt in found]
+        names = await asyncio.to_thread(self._names)
+        found = [rundir.parse_name(name) for name in names]
+        handles = await asyncio.to_thread(lambda: [self._handle(name) for name in names])
+        return [(*parsed, handle) for parsed, handle in zip(found, handles, strict=True) if parsed is not None]
 
     async def usage(self, handle: Handle) -> Usage | None:
         """See Executor."""
@@ -200,17 +213,9 @@ class ProcessExecutor(Executor):
 
     async def _find_isolation(self, programs: Programs, machine: Machine) -> list[str]:
         """Choose how jobs run by running one; return what is missing for better."""
-        environment = {name: os.environ[name] for name in self._settings.pass_environment if name in os.environ}
         missing: list[str] = []
         if self._settings.isolation != "none" and syscalls.LINUX:
-            view = await asyncio.to_thread(
-                isolated_view,
-                self._data_dir,
-                programs,
-                environment,
-                private_network=False,
-                gpus=bool(machine.gpus),
-            )
+            view = await asyncio.to_thread(self._find_view, programs, machine)
             for way in ("root", "user") if os.geteuid() == 0 else ("user",):
                 self._isolation, self._view = way, view
                 failure = await self._probe()
@@ -219,11 +224,49 @@ class ProcessExecutor(Executor):
                 missing.append(f"no namespaces as {way}: {failure}")
         if self._settings.isolation == "full":
             raise Unavailable(f"isolation = full is not possible here: {'; '.join(missing)}")
+        environment = {name: os.environ[name] for name in self._settings.pass_environment if name in os.environ}
         self._isolation, self._view = "none", plain_view(self._node, programs, environment)
         failure = await self._probe()
         if failure is not None:
             missing.append(f"even a plain process does not start: {failure}")
         return missing
+
+    async def _find_network(self, programs: Programs, machine: Machine) -> list[str]:
+        """Make jobs a private network if we may; return what is missing for it."""
+        wish = self._settings.network
+        if wish in ("host", "none"):
+            return []
+        failure = "needs a server that runs as root, and namespaces"
+        if self._isolation == "root":
+            network = JobNetwork(self._node, self._instance, self._settings.subnet, self._settings.server_port)
+            try:
+                await network.open(self._node / "attempts")
+            except OSError as error:
+                failure = str(error)
+            else:
+                self._network = network
+                self._view = await asyncio.to_thread(self._find_view, programs, machine)
+                return []
+        if wish == "private":
+            raise Unavailable(f"network = private is not possible here: {failure}")
+        return [f"jobs share this machine's network and its ports: {failure}"]
+
+    def _find_view(self, programs: Programs, machine: Machine) -> View:
+        environment = {name: os.environ[name] for name in self._settings.pass_environment if name in os.environ}
+        return isolated_view(
+            self._data_dir,
+            programs,
+            environment,
+            private_network=self._network is not None,
+            gpus=bool(machine.gpus),
+        )
+
+    def _shared_address(self) -> str | None:
+        lonely = self._settings.network == "none" and self._isolation != "none"
+        return None if lonely else "127.0.0.1"
+
+    def _host_address(self) -> str | None:
+        return self._shared_address() if self._network is None else self._network.address
 
     async def _probe(self) -> str | None:
         """Run something trivial; return why it failed."""
@@ -306,7 +349,7 @@ class ProcessExecutor(Executor):
             log_limit_bytes=self._settings.log_limit_bytes,
             preamble=list(launch.preamble),
             isolation=self._isolation,
-            network=None,
+            network=NO_NETWORK if self._settings.network == "none" else None,
             address=None,
             cgroups=self._places,
             view=self._view,
@@ -379,26 +422,36 @@ class ProcessExecutor(Executor):
         if facts is None or not rundir.is_alive(str(path)):
             return None
         group = cgroups.Group(cast("list[list[str]]", facts["cgroups"]), name)
+        address = facts.get("address")
+        received, sent = self._network.traffic(address) if self._network and address else (0, 0)
         return Usage(
             at=datetime.fromtimestamp(time.time(), UTC),
             cpu_seconds=group.cpu_seconds() or 0.0,
             memory_used_bytes=group.memory_bytes() or 0,
-            rx_bytes=0,
-            tx_bytes=0,
+            rx_bytes=received,
+            tx_bytes=sent,
             gpus=gpu_usage(tuple(cast("list[str]", facts.get("gpu_ids", [])))),
         )
 
     # Names
 
-    def _names(self) -> list[tuple[str, int]]:
-        parsed = [rundir.parse_name(entry.name) for entry in (self._node / "attempts").iterdir()]
-        return sorted(name for name in parsed if name is not None and name[0] != _PROBE_ID)
+    def _names(self) -> list[str]:
+        names = [entry.name for entry in (self._node / "attempts").iterdir()]
+        return sorted(name for name in names if rundir.parse_name(name) and not name.startswith(_PROBE_ID))
 
     def _path(self, name: str) -> Path:
         return self._node / "attempts" / name
 
-    def _handle(self, job_id: str, attempt: int) -> Handle:
-        return Handle(KIND, _HANDLE_VERSION, {"instance": self._instance, "job_id": job_id, "attempt": attempt})
+    def _handle(self, name: str) -> Handle:
+        facts = rundir.read_json(str(self._path(name) / rundir.ATTEMPT)) or {}
+        job_id, _, attempt = name.partition("-")
+        data = {
+            "instance": self._instance,
+            "job_id": job_id,
+            "attempt": int(attempt),
+            "address": facts.get("address") or self._shared_address(),  # where the job's ports are
+        }
+        return Handle(KIND, _HANDLE_VERSION, data)
 
     def _name(self, job_id: str, attempt: int) -> str:
         try:

@@ -18,7 +18,7 @@ import signal
 import socket
 
 from runstead.node import command, namespaces, places, syscalls, venv
-from runstead.node.request import Request
+from runstead.node.request import NO_NETWORK, Request
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -74,6 +74,9 @@ def _enter(
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
     if network is not None:
         syscalls.enter(network, syscalls.CLONE_NEWNET)
+    elif request.network == NO_NETWORK:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        namespaces.raise_loopback()
     namespaces.build(request, folder, mount_point, shared, empty, owner)
     namespaces.name_host(request.job_id)
     if owner is not None:

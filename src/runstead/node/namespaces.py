@@ -8,6 +8,7 @@ namespace last: the job owns neither its mounts nor its network and cannot chang
 
 import os
 import socket
+import sys
 
 from runstead.node import places, syscalls
 from runstead.node.request import Request
@@ -72,6 +73,15 @@ def build(request: Request, folder: str, mount_point: str, shared: str, empty: s
 def name_host(name: str) -> None:
     """Set the host name of this namespace."""
     socket.sethostname(name)
+
+
+def raise_loopback() -> None:
+    """Bring up the loopback of a new network namespace."""
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = b"lo".ljust(16, b"\0") + (1).to_bytes(2, sys.byteorder).ljust(24, b"\0")
+        fcntl.ioctl(any_socket, 0x8914, request)  # SIOCSIFFLAGS, IFF_UP
 
 
 def become_root_inside() -> None:

@@ -5,6 +5,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+NO_NETWORK = "none"  # nothing but a loopback of its own
+
+
 class View:
     """What a job may see of the machine. The executor works it out once; it is the same for every job.
 
@@ -119,7 +122,7 @@ class Request:
         self.log_limit_bytes = log_limit_bytes
         self.preamble = preamble
         self.isolation = isolation  # "root", "user" or "none"
-        self.network = network  # path of the network namespace; None: the machine's
+        self.network = network  # path of a network namespace, or NO_NETWORK; None: the machine's own
         self.address = address  # of the job in that network
         self.cgroups = cgroups  # [kind, directory] in which to make one for the job
         self.view = view

@@ -15,7 +15,7 @@ import time
 
 from runstead.node import cgroups, command, framing, init, places, processes, rundir, syscalls, venv
 from runstead.node.logwriter import READ_BYTES, LogWriter
-from runstead.node.request import Request
+from runstead.node.request import NO_NETWORK, Request
 
 # A follower must see a line within 20 ms: the server is told of new lines this often at most.
 _WAKE_SECONDS = 0.003
@@ -132,7 +132,9 @@ class Supervisor:
         environment = self._environment(places.SHARED, f"{places.HOME}/.local/bin:{places.PROGRAMS}")
         environment = {"HOME": places.HOME, "USER": "root", "LOGNAME": "root", **environment}
         empty, mount_point = os.path.join(node, "empty"), os.path.join(node, "root")
-        network = None if request.network is None else os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
+        network = None
+        if request.network not in (None, NO_NETWORK):
+            network = os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
         self._talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if user is None:
             _enter_user_namespace()

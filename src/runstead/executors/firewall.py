@@ -1,0 +1,153 @@
+"""The nftables rules around the bridge of the jobs, packed by hand: one table, made and removed as a whole.
+
+Out of the bridge: the rest of the world through masquerading, but not the machine's other addresses, not other
+jobs, and of link-local addresses (a cloud's credentials live there) only name service. Into it: answers, and
+what this machine itself begins.
+"""
+
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from runstead.executors.netlink import (
+    NETLINK_NETFILTER,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    Message,
+    NetlinkSocket,
+    attribute,
+    nested,
+    text,
+)
+
+_SUBSYSTEM = 10
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 2, 3, 6
+_LOCAL_IN, _FORWARD, _POST_ROUTING = 1, 2, 4
+_DROP, _ACCEPT = 0, 1
+_EQUAL, _DIFFERENT = 0, 1
+_REGISTER = 1
+_IIFNAME, _OIFNAME, _L4PROTO = 6, 7, 16
+_NETWORK, _TRANSPORT = 1, 2
+_ANSWERS = 2 | 4  # established, related
+
+
+@dataclass(frozen=True, slots=True)
+class Firewall:
+    """What the rules are about."""
+
+    table: str
+    bridge: str
+    subnet: IPv4Network
+    address: IPv4Address  # of the bridge
+    port: int | None  # of the server, the one service of this machine that jobs may reach
+
+    def apply(self) -> None:
+        """Put the rules in place, over those of an earlier run. All at once or not at all."""
+        table = text(1, self.table)
+        messages: list[Message] = [
+            _message(_NEWTABLE, NLM_F_CREATE, table),
+            _message(_DELTABLE, 0, table),
+            _message(_NEWTABLE, NLM_F_CREATE, table),
+            self._chain("input", "filter", _LOCAL_IN, 0),
+            self._chain("forward", "filter", _FORWARD, 0),
+            self._chain("postrouting", "nat", _POST_ROUTING, 100),
+            *(self._rule("input", rule) for rule in self._input()),
+            *(self._rule("forward", rule) for rule in self._forward()),
+            self._rule("postrouting", self._masquerade()),
+        ]
+        with NetlinkSocket(NETLINK_NETFILTER) as kernel:
+            kernel.do_batch(_SUBSYSTEM, messages)
+
+    def remove(self) -> None:
+        """Take the rules away."""
+        table = text(1, self.table)
+        with NetlinkSocket(NETLINK_NETFILTER) as kernel:
+            kernel.do_batch(_SUBSYSTEM, [_message(_NEWTABLE, NLM_F_CREATE, table), _message(_DELTABLE, 0, table)])
+
+    def _input(self) -> list[list[bytes]]:
+        mine = _name(_IIFNAME, self.bridge)
+        rules = [[*mine, *_is_answer(), _verdict(_ACCEPT)]]
+        if self.port is not None:
+            rules.append([*mine, *_to(self.address, 32), *_to_port(socket.IPPROTO_TCP, self.port), _verdict(_ACCEPT)])
+        return [*rules, [*mine, _verdict(_DROP)]]
+
+    def _forward(self) -> list[list[bytes]]:
+        out, into = _name(_IIFNAME, self.bridge), _name(_OIFNAME, self.bridge)
+        link_local = _to(IPv4Address("169.254.0.0"), 16)
+        return [
+            [*out, *into, _verdict(_DROP)],
+            [*out, *link_local, *_to_port(socket.IPPROTO_UDP, 53), _verdict(_ACCEPT)],
+            [*out, *link_local, *_to_port(socket.IPPROTO_TCP, 53), _verdict(_ACCEPT)],
+            [*out, *link_local, _verdict(_DROP)],
+            [*into, *_is_answer(), _verdict(_ACCEPT)],
+            [*into, _verdict(_DROP)],
+        ]
+
+    def _masquerade(self) -> list[bytes]:
+        source = _address(12, self.subnet.network_address, self.subnet.prefixlen)
+        return [*source, *_name(_OIFNAME, self.bridge, _DIFFERENT), _expression("masq")]
+
+    def _chain(self, name: str, kind: str, hook: int, priority: int) -> Message:
+        place = nested(4, _number(1, hook), _number(2, priority))
+        return _message(_NEWCHAIN, NLM_F_CREATE, text(1, self.table) + text(3, name) + place + text(7, kind))
+
+    def _rule(self, chain: str, expressions: list[bytes]) -> Message:
+        body = text(1, self.table) + text(2, chain) + nested(4, *expressions)
+        return _message(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)
+
+
+def _message(kind: int, flags: int, body: bytes) -> Message:
+    return kind, flags, struct.pack(">BBH", socket.AF_INET, 0, 0) + body
+
+
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack(">I", value))
+
+
+def _expression(name: str, *values: bytes) -> bytes:
+    return nested(1, text(1, name), nested(2, *values))
+
+
+def _compare(value: bytes, operation: int = _EQUAL) -> bytes:
+    return _expression("cmp", _number(1, _REGISTER), _number(2, operation), nested(3, attribute(1, value)))
+
+
+def _name(key: int, name: str, operation: int = _EQUAL) -> list[bytes]:
+    """The interface has this name."""
+    load = _expression("meta", _number(1, _REGISTER), _number(2, key))
+    return [load, _compare(name.encode().ljust(16, b"\0"), operation)]
+
+
+def _is_answer() -> list[bytes]:
+    """The packet belongs to a conversation that was allowed when it began."""
+    load = _expression("ct", _number(1, _REGISTER), _number(2, 0))
+    return [load, _mask(struct.pack("=I", _ANSWERS)), _compare(struct.pack("=I", 0), _DIFFERENT)]
+
+
+def _mask(mask: bytes) -> bytes:
+    values = (_number(1, _REGISTER), _number(2, _REGISTER), _number(3, len(mask)))
+    return _expression("bitwise", *values, nested(4, attribute(1, mask)), nested(5, attribute(1, bytes(len(mask)))))
+
+
+def _load(base: int, offset: int, length: int) -> bytes:
+    return _expression("payload", _number(1, _REGISTER), _number(2, base), _number(3, offset), _number(4, length))
+
+
+def _address(offset: int, address: IPv4Address, prefix: int) -> list[bytes]:
+    mask = IPv4Network((0, prefix)).netmask.packed
+    return [_load(_NETWORK, offset, 4), _mask(mask), _compare(address.packed)]
+
+
+def _to(address: IPv4Address, prefix: int) -> list[bytes]:
+    """The packet goes to this address or network."""
+    return _address(16, address, prefix)
+
+
+def _to_port(protocol: int, port: int) -> list[bytes]:
+    load = _expression("meta", _number(1, _REGISTER), _number(2, _L4PROTO))
+    return [load, _compare(bytes([protocol])), _load(_TRANSPORT, 2, 2), _compare(struct.pack(">H", port))]
+
+
+def _verdict(code: int) -> bytes:
+    return _expression("immediate", _number(1, 0), nested(2, nested(2, _number(1, code))))

@@ -1,0 +1,305 @@
+"""A network of its own for each job: a bridge, a pool of ready network namespaces, rules around it.
+
+Needs root. A namespace is kept by a bind mount in `<data_dir>/node/net`, so it outlives the server, and a
+claim file beside it says which attempt uses it. It belongs to the machine's own user namespace: a job cannot
+change its addresses or routes and cannot open raw sockets.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from zlib import crc32
+
+from runstead.executors import netlink
+from runstead.executors.firewall import Firewall
+from runstead.executors.netlink import NETLINK_ROUTE, NetlinkSocket
+from runstead.model.errors import Unavailable
+from runstead.node import syscalls
+
+_BRIDGE_PREFIX, _PORT_PREFIX = "rsb", "rsv"
+_READY = 4  # namespaces kept ready; a busy executor makes more while jobs start
+_UNCLAIMED_SECONDS = 60.0
+_FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+_INSIDE_INDEX = 2
+
+
+class JobNetwork:
+    """The private network of one executor."""
+
+    def __init__(self, node: Path, instance: str, subnet: str | None, server_port: int | None) -> None:
+        self._folder = node / "net"
+        self._state_path = node / "network.json"
+        self._instance = instance[:8]
+        self._bridge = _BRIDGE_PREFIX + self._instance
+        self._wanted_subnet = IPv4Network(subnet) if subnet else None
+        self._server_port = server_port
+        self._subnet = IPv4Network("0.0.0.0/0")
+        self._ready: list[str] = []
+        self._used: dict[str, str] = {}  # attempt: address
+        self._next = 0
+        self._bridge_index = 0
+        self._machine_namespace = -1
+        self._mtu = 1500
+        # One thread makes namespaces: it enters each of them while it does.
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="job-network")
+        self._making: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        """Where jobs reach this machine."""
+        return str(self._subnet[1])
+
+    async def open(self, attempts: Path) -> None:
+        """Make the bridge and its rules, or find them again; raises OSError where that is not possible."""
+        await asyncio.get_running_loop().run_in_executor(self._maker, self._open, attempts)
+        self._fill()
+
+    async def close(self, *, remove: bool) -> None:
+        """Stop making namespaces; with `remove` take away everything."""
+        await asyncio.gather(*self._making, return_exceptions=True)
+        if remove:
+            await asyncio.get_running_loop().run_in_executor(self._maker, self._remove_all)
+        self._maker.shutdown(wait=True)
+        if self._machine_namespace >= 0:
+            os.close(self._machine_namespace)
+            self._machine_namespace = -1
+
+    async def claim(self, name: str) -> tuple[str, str]:
+        """Return path and address of a namespace for an attempt; the same one when asked again."""
+        while name not in self._used:
+            if self._ready:
+                address = self._ready.pop()
+                (self._folder / f"{address}.used").write_text(name, encoding="ascii")  # in memory: does not wait
+                self._used[name] = address
+                break
+            try:
+                await asyncio.shield(self._make_one())
+            except OSError as error:
+                raise Unavailable(f"no network for the job could be made: {error}") from error
+        self._fill()
+        return str(self._folder / self._used[name]), self._used[name]
+
+    async def release(self, name: str) -> None:
+        """Give an attempt's namespace back: the kernel removes it, no process is in it any more. Idempotent."""
+        address = self._used.get(name)
+        if address is not None:
+            await asyncio.to_thread(self._delete, address)
+            self._used.pop(name, None)
+
+    def _delete(self, address: str) -> None:
+        path = self._folder / address
+        with contextlib.suppress(OSError):
+            syscalls.unmount(str(path), syscalls.MNT_DETACH)
+        path.unlink(missing_ok=True)
+        (self._folder / f"{address}.used").unlink(missing_ok=True)
+
+    def traffic(self, address: str) -> tuple[int, int]:
+        """Return the bytes that a job received and sent."""
+        folder = Path("/sys/class/net") / self._port(address) / "statistics"
+        try:  # what the machine's end sent is what the job received
+            return int((folder / "tx_bytes").read_text()), int((folder / "rx_bytes").read_text())
+        except (OSError, ValueError):
+            return 0, 0
+
+    def _fill(self) -> None:
+        if len(self._ready) + len(self._making) < _READY:
+            self._make_one()
+
+    def _make_one(self) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._make_ready())
+        self._making.add(task)
+        task.add_done_callback(self._making.discard)
+        task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        return task
+
+    async def _make_ready(self) -> None:
+        address = await asyncio.get_running_loop().run_in_executor(self._maker, self._make)
+        self._ready.append(address)
+        if len(self._ready) < _READY:
+            asyncio.get_running_loop().call_soon(self._fill)
+
+    # All below runs in the maker's thread.
+
+    def _open(self, attempts: Path) -> None:
+        self._machine_namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        state = self._read_state()
+        subnet = self._wanted_subnet or (IPv4Network(state["subnet"]) if "subnet" in state else None)
+        self._subnet = subnet or _free_subnet(self._instance)
+        if "forwarding" not in state:
+            state["forwarding"] = _FORWARDING.read_text().strip()
+        self._state_path.write_text(json.dumps({**state, "subnet": str(self._subnet)}), encoding="ascii")
+        self._make_bridge()
+        self._firewall().apply()
+        _FORWARDING.write_text("1")
+        self._mtu = _uplink_mtu()
+        self._mount_folder()
+        self._adopt(attempts)
+
+    def _firewall(self) -> Firewall:
+        return Firewall(f"runstead_{self._instance}", self._bridge, self._subnet, self._subnet[1], self._server_port)
+
+    def _read_state(self) -> dict[str, str]:
+        try:
+            return json.loads(self._state_path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return {}
+
+    def _make_bridge(self) -> None:
+        with NetlinkSocket(NETLINK_ROUTE) as kernel:
+            with contextlib.suppress(FileExistsError):
+                kernel.do(netlink.new_bridge(self._bridge))
+            self._bridge_index = socket.if_nametoindex(self._bridge)
+            with contextlib.suppress(OSError):  # a machine without IPv6
+                Path(f"/proc/sys/net/ipv6/conf/{self._bridge}/disable_ipv6").write_text("1")
+            with contextlib.suppress(FileExistsError):
+                kernel.do(self._address_message(self._bridge_index, self._subnet[1]))
+
+    def _address_message(self, index: int, address: IPv4Address) -> netlink.Message:
+        return netlink.add_address(index, address.packed, self._subnet.prefixlen, self._subnet.broadcast_address.packed)
+
+    def _mount_folder(self) -> None:
+        """Mount a small tmpfs that no bind mount of the directories above takes along: jobs would keep it alive."""
+        self._folder.mkdir(exist_ok=True)
+        if not self._folder.is_mount():
+            syscalls.mount("tmpfs", str(self._folder), "tmpfs", syscalls.MS_NOSUID, "mode=700,size=4m")
+        syscalls.mount(None, str(self._folder), None, syscalls.MS_UNBINDABLE)
+
+    def _adopt(self, attempts: Path) -> None:
+        """Take over what an earlier server left: ready namespaces, and those of attempts that never were."""
+        for path in list(self._folder.glob("*.used")):
+            name = path.read_text(encoding="ascii")
+            age = time.time() - path.stat().st_mtime
+            if (attempts / name).is_dir() or age < _UNCLAIMED_SECONDS:
+                self._used[name] = path.name.removesuffix(".used")
+            else:
+                self._delete(path.name.removesuffix(".used"))
+        for path in list(self._folder.iterdir()):
+            if path.suffix == ".used" or path.name in self._used.values():
+                continue
+            if path.is_mount() and Path("/sys/class/net", self._port(path.name)).exists():
+                self._ready.append(path.name)
+            else:
+                self._delete(path.name)
+
+    def _port(self, address: str) -> str:
+        return f"{_PORT_PREFIX}{self._instance[:6]}{int(IPv4Address(address)) & 0xFFFF:04x}"
+
+    def _free_address(self) -> IPv4Address:
+        count = self._subnet.num_addresses - 3
+        for _ in range(count):
+            self._next = self._next % count + 1
+            address = self._subnet[self._next + 1]
+            in_use = (self._folder / str(address), Path("/sys/class/net", self._port(str(address))))
+            if not any(path.exists() for path in in_use):
+                return address
+        raise OSError(99, f"all {count} addresses are taken", str(self._subnet))
+
+    def _make(self) -> str:
+        """Make one namespace with its link to the bridge; return its address, which is its name."""
+        address = self._free_address()
+        port = self._port(str(address))
+        path = self._folder / str(address)
+        path.touch()
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            try:
+                self._furnish(address, port)
+                syscalls.mount("/proc/thread-self/ns/net", str(path), None, syscalls.MS_BIND)
+            finally:
+                syscalls.enter(self._machine_namespace, syscalls.CLONE_NEWNET)
+            index = socket.if_nametoindex(port)
+            with NetlinkSocket(NETLINK_ROUTE) as kernel:
+                kernel.do(netlink.join_bridge(index, self._bridge_index), netlink.isolate(index))
+        except OSError:
+            self._delete(str(address))
+            raise
+        return str(address)
+
+    def _furnish(self, address: IPv4Address, port: str) -> None:
+        """Make everything that is inside: links, address, route, and what a job's root may do."""
+        with NetlinkSocket(NETLINK_ROUTE) as kernel:
+            kernel.do(
+                netlink.new_veth("eth0", _INSIDE_INDEX, port, self._machine_namespace, self._mtu),
+                netlink.set_up(1),
+                self._address_message(_INSIDE_INDEX, address),
+            )
+        for name, value in (
+            ("ipv6/conf/eth0/disable_ipv6", "1"),
+            ("ipv4/ip_unprivileged_port_start", "0"),
+            ("ipv4/ping_group_range", "0 2147483647"),
+        ):
+            with contextlib.suppress(OSError):
+                Path("/proc/sys/net", name).write_text(value)
+        with NetlinkSocket(NETLINK_ROUTE) as kernel:
+            kernel.do(netlink.set_up(_INSIDE_INDEX), netlink.default_route(_INSIDE_INDEX, self._subnet[1].packed))
+
+    def _remove_all(self) -> None:
+        if self._folder.is_mount():
+            for path in list(self._folder.iterdir()):
+                if path.suffix != ".used":
+                    self._delete(path.name)
+            syscalls.unmount(str(self._folder), syscalls.MNT_DETACH)
+        with NetlinkSocket(NETLINK_ROUTE) as kernel:
+            for link in Path("/sys/class/net").iterdir():
+                if link.name.startswith(_PORT_PREFIX + self._instance[:6]):
+                    with contextlib.suppress(OSError):  # the kernel is at it itself
+                        kernel.do(netlink.delete_link(link.name))
+            with contextlib.suppress(OSError):
+                kernel.do(netlink.delete_link(self._bridge))
+        self._firewall().remove()
+        self._restore_forwarding()
+        self._state_path.unlink(missing_ok=True)
+
+    def _restore_forwarding(self) -> None:
+        """Forward no more, if nobody did before us and no other executor of ours does."""
+        others = [link for link in Path("/sys/class/net").iterdir() if link.name.startswith(_BRIDGE_PREFIX)]
+        if self._read_state().get("forwarding") == "0" and not others:
+            _FORWARDING.write_text("0")
+
+
+def _free_subnet(instance: str) -> IPv4Network:
+    """Return a private network that this machine has no route into; the same one each time if it can be."""
+    taken = _routes()
+    first = crc32(instance.encode())
+    for step in range(1024):
+        number = (first + step * 37) % 1024
+        subnet = IPv4Network((int(IPv4Address("10.192.0.0")) + number * 4096, 20))
+        if not any(subnet.overlaps(other) for other in taken):
+            return subnet
+    raise OSError(99, "no private network is free; set one", "10.192.0.0/10")
+
+
+def _uplink_mtu() -> int:
+    """Return the packet size of the links that lead out of this machine."""
+    sizes: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]:
+            words = line.split()
+            if words[1] == "00000000":
+                sizes.append(int(Path("/sys/class/net", words[0], "mtu").read_text()))
+    return min(sizes, default=1500)
+
+
+def _routes() -> list[IPv4Network]:
+    """Return the networks that the routing tables name, and the machine's name servers."""
+    found: list[IPv4Network] = []
+    with NetlinkSocket(NETLINK_ROUTE) as kernel:
+        for body in kernel.dump(netlink.RTM_GETROUTE, struct.pack("=BBBBBBBBI", socket.AF_INET, *[0] * 8)):
+            prefix = body[1]
+            target = netlink.attributes(body[12:]).get(netlink.RTA_DST)
+            if prefix and target:
+                found.append(IPv4Network((target, prefix), strict=False))
+    with contextlib.suppress(OSError):
+        for line in Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace").splitlines():
+            words = line.split()
+            if len(words) > 1 and words[0] == "nameserver" and "." in words[1]:
+                with contextlib.suppress(ValueError):
+                    found.append(IPv4Network(words[1]))
+    return found
