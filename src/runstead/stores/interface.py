@@ -347,9 +347,7 @@ class BucketStore(ABC):
         """Return the bucket of that name, or None if there is none or it is deleted."""
 
     @abstractmethod
-    async def page(
-        self, namespace: str, search: str, after: str, limit: int, *, with_private: bool
-    ) -> list[Bucket]:
+    async def page(self, namespace: str, search: str, after: str, limit: int, *, with_private: bool) -> list[Bucket]:
         """Return up to `limit` buckets of a namespace by name, behind `after`, whose names contain `search`.
 
         Capitals count as small letters in the search; private buckets are there only `with_private`.
@@ -412,36 +410,35 @@ class BucketLog(ABC):
         """Return up to `limit` batches with versions above `after`, in order."""
 
     @abstractmethod
-    async def version(self, bucket: int) -> int | None:
-        """Return the version of the bucket, or None if it is deleted or gone."""
+    async def reach(self, bucket: int) -> tuple[int, int] | None:
+        """Return the bucket's version, and the least one from which `batches` goes on without a gap.
 
-    @abstractmethod
-    async def version_at(self, bucket: int, at: datetime) -> int | None:
-        """Return the version the bucket had at this instant, to the millisecond below, or None if unknown.
-
-        It is unknown when batches after the instant may have been forgotten.
+        None if the bucket is deleted or gone.
         """
 
     @abstractmethod
-    async def oldest(self, bucket: int) -> int:
-        """Return the least version from which `batches` can go on without a gap."""
+    async def version_at(self, bucket: int, at: datetime) -> int | None:
+        """Return a version such that every batch later than the instant comes after it.
+
+        Instants count in whole milliseconds, as clients know them. None if such a batch may have been forgotten.
+        """
 
     @abstractmethod
-    async def kept(self, bucket: int, prefix: str, before: tuple[str, int], limit: int) -> list[KeptFile]:
-        """Return up to `limit` former files at or below `prefix`, by path and version, behind `before`."""
+    async def kept(self, bucket: int, prefix: str, after: tuple[str, int], limit: int) -> list[KeptFile]:
+        """Return up to `limit` former files at or below `prefix`, by path and version, behind `after`."""
 
     @abstractmethod
     async def differences(
         self, bucket: int, prefix: str, at: datetime, start: str, limit: int
     ) -> tuple[dict[str, NewFile | None], str | None]:
-        """Return what must change at or below `prefix` so that everything is as it was at an instant.
+        """Return what must change at or below `prefix` so that everything there is as it was at an instant.
 
         Looks at up to `limit` files and as many former files from the path `start` on; the second part of the
         answer is where to go on, None at the end.
         """
 
     @abstractmethod
-    async def forget_replaced(self, before: datetime, limit: int) -> int:
+    async def forget_kept(self, before: datetime, limit: int) -> int:
         """Forget up to `limit` former files that were replaced before; return how many."""
 
     @abstractmethod
@@ -449,12 +446,22 @@ class BucketLog(ABC):
         """Forget up to `limit` batches from before; return how many."""
 
     @abstractmethod
-    async def forget_buckets(self, before: datetime, limit: int) -> tuple[int, list[Bucket]]:
-        """Forget up to about `limit` rows of buckets deleted before.
+    async def empty_deleted(self, before: datetime, limit: int) -> tuple[Bucket, bool] | None:
+        """Remove up to `limit` rows of what is in the bucket deleted longest ago, if that was before.
 
-        Returns how many rows, and the buckets of which nothing is left now.
+        Returns the bucket and whether nothing is left in it; None without such a bucket.
         """
 
     @abstractmethod
-    async def referenced(self, after: tuple[str, int, str, int], limit: int) -> "ReferencedFiles":
-        """Return the hashes of some files that are in buckets or their history; begin with `BEGINNING`."""
+    async def remove_deleted(self, bucket_id: str) -> None:
+        """Forget a deleted bucket in which nothing is left."""
+
+    @abstractmethod
+    async def hashes(self, after: tuple[int, str], limit: int) -> tuple[list[bytes], tuple[int, str] | None]:
+        """Return the hashes of up to `limit` files of all buckets behind `after`, and behind what to go on."""
+
+    @abstractmethod
+    async def kept_hashes(
+        self, after: tuple[int, str, int], limit: int
+    ) -> tuple[list[bytes], tuple[int, str, int] | None]:
+        """Return the hashes of up to `limit` former files of all buckets, as `hashes` does."""

@@ -1,0 +1,90 @@
+"""The tables of buckets. Instants as in `tables`; hashes are 32 bytes."""
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, LargeBinary, PrimaryKeyConstraint, Table, text
+
+from runstead.stores.content_tables import metadata
+from runstead.stores.tables import INSTANT, SEQUENCE, STRING
+
+LIVE = "deleted_at IS NULL"
+DELETED = "deleted_at IS NOT NULL"
+
+buckets = Table(
+    "buckets",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("id", STRING, nullable=False, unique=True),
+    Column("namespace_id", STRING, nullable=False),
+    Column("namespace", STRING, nullable=False),
+    Column("namespace_kind", STRING, nullable=False),
+    Column("name", STRING, nullable=False),
+    Column("private", Boolean(create_constraint=False), nullable=False),
+    Column("created_at", INSTANT, nullable=False),
+    Column("updated_at", INSTANT, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("total_files", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),  # counts the batches that changed a file
+    Column("resource_group_id", STRING),
+    Column("region", STRING),
+    Column("deleted_at", INSTANT),
+    sqlite_autoincrement=True,  # what is left of a bucket in other tables never becomes another's
+)
+Index(
+    "ix_buckets_live",
+    buckets.c.namespace,
+    buckets.c.name,
+    unique=True,
+    sqlite_where=text(LIVE),
+    postgresql_where=text(LIVE),
+)
+Index(
+    "ix_buckets_deleted",
+    buckets.c.deleted_at,
+    sqlite_where=text(DELETED),
+    postgresql_where=text(DELETED),
+)
+
+# No foreign keys to `buckets` here and below: a bucket's rows are deleted long after it, a few at a time.
+bucket_files = Table(
+    "bucket_files",
+    metadata,
+    Column("bucket", BigInteger, nullable=False),
+    Column("path", STRING, nullable=False),
+    Column("file_hash", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("mtime", INSTANT, nullable=False),
+    Column("uploaded_at", INSTANT, nullable=False),
+    Column("content_type", STRING),
+    PrimaryKeyConstraint("bucket", "path"),
+    sqlite_with_rowid=False,
+)
+
+# What paths were: from `uploaded_at` until `replaced_at`.
+bucket_history = Table(
+    "bucket_history",
+    metadata,
+    Column("bucket", BigInteger, nullable=False),
+    Column("path", STRING, nullable=False),
+    Column("version", BigInteger, nullable=False),  # of the batch that replaced it
+    Column("file_hash", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("mtime", INSTANT, nullable=False),
+    Column("uploaded_at", INSTANT, nullable=False),
+    Column("content_type", STRING),
+    Column("replaced_at", INSTANT, nullable=False),
+    PrimaryKeyConstraint("bucket", "path", "version"),
+    sqlite_with_rowid=False,
+)
+Index("ix_bucket_history_replaced_at", bucket_history.c.replaced_at)
+
+# The event log: one row per batch, its changes in one text.
+bucket_batches = Table(
+    "bucket_batches",
+    metadata,
+    Column("bucket", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("at", INSTANT, nullable=False),
+    Column("changes", STRING, nullable=False),  # JSON
+    PrimaryKeyConstraint("bucket", "version"),
+)
+Index("ix_bucket_batches_at", bucket_batches.c.at)
+Index("ix_bucket_batches_since", bucket_batches.c.bucket, bucket_batches.c.at)
