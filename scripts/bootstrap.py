@@ -27,7 +27,7 @@ def environment(folder: Path, pins: str, *, package: bool) -> None:
     """Make `folder` hold what requirements/`pins`.txt names, and this package in place if wanted."""
     inputs = [REQUIREMENTS / f"{pins}.txt", *([ROOT / "pyproject.toml"] if package else [])]
     stamp = folder / f".setup-{pins}"
-    digest = hashlib.sha256(sys.version.encode() + b"".join(path.read_bytes() for path in inputs)).hexdigest()
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()
     if _stamped(stamp, digest):
         return
     uv = find_uv()
