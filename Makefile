@@ -39,7 +39,9 @@ format: ## put code and generated pages in order
 
 bench: ## measure
 	@$(SETUP) test
-	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python "$$bench" || exit 1; done
+	@for bench in $$(grep -l '__name__ == "__main__"' benchmarks/*.py); do \
+		echo "== $$bench"; $(BIN)/python "$$bench" $(BENCH) || exit 1; \
+	done
 
 pins: ## write requirements/*.txt anew after a change of pyproject.toml
 	scripts/pin
