@@ -2,11 +2,13 @@
 
 import asyncio
 import random
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,7 +46,9 @@ from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.database import Database
 from runstead.stores.interface import Admission, JobStore
 from runstead.stores.jobs import SqlJobStore
+from runstead.stores.migration import upgrade
 from runstead.stores.opening import open_database
+from runstead.stores.schema import HEAD, REVISIONS
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 891011, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=30)
@@ -936,6 +940,106 @@ class TestDatabase:
             )
         assert await together(*(store.get(job.id) for job in jobs)) == jobs
         assert len(set(ids(await together(*(store.add(new_job()) for _ in range(20)))))) == 20
+
+
+class TestSchema:
+    async def test_the_migrations_lead_to_what_is_created(self, url: str, tmp_path: Path) -> None:
+        await (await open_database(url)).close()
+        created = _schema(url)
+        assert created
+        _forget_everything(url)
+        assert _schema(url) == []
+        await asyncio.to_thread(_migrate, url, "head")
+        assert _schema(url) == created
+
+    async def test_an_old_database_is_brought_up_to_date(self, url: str) -> None:
+        await asyncio.to_thread(_migrate, url, REVISIONS[0])
+        async with opened(url) as database, opened(url) as other:
+            job = await SqlJobStore(database).add(new_job())
+            assert await SqlJobStore(other).get(job.id) == job
+        assert _query(url, "SELECT version_num FROM alembic_version") == [(HEAD,)]
+
+    async def test_a_newer_database_is_refused(self, url: str) -> None:
+        await (await open_database(url)).close()
+        _query(url, "UPDATE alembic_version SET version_num = '9999'")
+        with pytest.raises(Conflict, match="newer version of Runstead"):
+            await open_database(url)
+
+    async def test_many_processes_open_it_at_once(self, url: str) -> None:
+        program = "import asyncio, sys; from runstead.stores.opening import open_database\n"
+        program += "sys.stdin.readline(); asyncio.run(open_database(sys.argv[1])); print('alembic' in sys.modules)"
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for _ in range(3)
+        ]
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        answers = [await asyncio.to_thread(child.communicate) for child in children]
+        assert [out for out, _ in answers] == ["False\n"] * 3
+        assert all(child.returncode == 0 for child in children)
+        async with opened(url) as database:
+            await SqlJobStore(database).add(new_job())
+
+
+def _query(url: str, statement: str) -> list[Any]:
+    """Run a statement past the stores."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+            return connection.execute(statement).fetchall()
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def _migrate(url: str, revision: str) -> None:
+    if url.startswith("sqlite"):
+        path = url.removeprefix("sqlite:///")
+        upgrade(lambda: sqlite3.connect(path, isolation_level=None), "sqlite", "BEGIN IMMEDIATE", revision)
+    else:
+        upgrade(lambda: psycopg.connect(url), "postgresql+psycopg", "SELECT 1", revision)
+
+
+def _forget_everything(url: str) -> None:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).unlink()
+    else:
+        _query(url, "DROP SCHEMA public CASCADE")
+        _query(url, "CREATE SCHEMA public")
+
+
+def _schema(url: str) -> list[Any]:
+    """Everything that a database says of its tables, columns, constraints and indexes, and what is in them."""
+    if url.startswith("postgresql"):
+        described = [
+            "SELECT table_name, column_name, data_type, is_nullable, collation_name, column_default "
+            "FROM information_schema.columns WHERE table_schema = 'public'",
+            "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'",
+            "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
+            "WHERE connamespace = 'public'::regnamespace",
+        ]
+        return [*(sorted(map(str, _query(url, d))) for d in described if _query(url, d))]
+    tables = _query(url, "SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY name")
+    return [
+        (
+            name,
+            "WITHOUT ROWID" in sql,
+            "AUTOINCREMENT" in sql,
+            sorted(re.findall(r"CONSTRAINT (\w+)", sql)),
+            _query(url, f"PRAGMA table_xinfo({name})"),
+            sorted(row[2:] for row in _query(url, f"PRAGMA foreign_key_list({name})")),
+            sorted(
+                (re.sub(r"\s+", " ", str(index_sql)), [row[2:] for row in _query(url, f"PRAGMA index_xinfo({index})")])
+                for index, index_sql in _query(
+                    url, f"SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = '{name}'"
+                )
+            ),
+        )
+        for name, sql in tables
+    ]
 
 
 _ADDER = """

@@ -12,8 +12,8 @@ from sqlalchemy.pool import NullPool
 SCRIPTS = Path(__file__).parent / "migrations"
 
 
-def upgrade(connect: Callable[[], Any], dialect_name: str, begin: str) -> None:
-    """Run all migrations that are missing, in one transaction that starts with the statement `begin`.
+def upgrade(connect: Callable[[], Any], dialect_name: str, begin: str, revision: str = "head") -> None:
+    """Run all migrations that are missing up to `revision`, in one transaction that starts with the statement `begin`.
 
     `begin` makes others wait who would do the same; they then find nothing left to do.
     """
@@ -27,4 +27,4 @@ def upgrade(connect: Callable[[], Any], dialect_name: str, begin: str) -> None:
     event.listen(engine, "begin", on_begin)
     with engine.connect() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,13 +77,10 @@ class _Writer:
         self._since_checkpoint = 0
 
     def perform(self, tasks: list[Task]) -> None:
-        try:
-            if not self._together(tasks) and len(tasks) > 1:
-                self._one_by_one(tasks)
-        except BaseException as error:
-            self._roll_back()
+        if not self._settled(self._together, tasks) and not self._settled(self._one_by_one, tasks):
+            # One of them made SQLite give up the transaction, with a full disk for example: each for itself.
             for task in tasks:
-                task.error = translated(error)
+                self._settled(self._together, [task])
         self._since_checkpoint += len(tasks)
 
     def rest(self) -> None:
@@ -95,34 +93,46 @@ class _Writer:
     def close(self) -> None:
         self._connection.close()
 
+    def _settled(self, perform: Callable[[list[Task]], bool], tasks: list[Task]) -> bool:
+        """Perform the tasks and say whether each now has its answer; if not, nothing was changed."""
+        for task in tasks:
+            task.result = task.error = None
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            if perform(tasks):
+                self._connection.execute("COMMIT")
+                return True
+            self._roll_back()
+            return len(tasks) == 1
+        except BaseException as error:
+            self._roll_back()
+            for task in tasks:
+                task.error = translated(error)
+            return True
+
     def _together(self, tasks: list[Task]) -> bool:
-        """Run all tasks in one transaction; False, with nothing changed, if one of them failed."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        """Run all tasks; False as soon as one fails."""
         for task in tasks:
             try:
                 task.result = task.work(self._transaction)
             except BaseException as error:
                 task.error = translated(error)
-                self._roll_back()
                 return False
-        self._connection.execute("COMMIT")
         return True
 
-    def _one_by_one(self, tasks: list[Task]) -> None:
-        """Run all tasks in one transaction, undoing alone what fails. Rare, so savepoints are paid for only here."""
-        self._connection.execute("BEGIN IMMEDIATE")
+    def _one_by_one(self, tasks: list[Task]) -> bool:
+        """Run all tasks, undoing alone what fails. Rare, so savepoints are paid for only here."""
         for task in tasks:
-            task.error = None
             self._connection.execute("SAVEPOINT task")
             try:
                 task.result = task.work(self._transaction)
             except BaseException as error:
-                if not self._connection.in_transaction:
-                    raise  # SQLite gave up the whole transaction: a full disk, for example
                 task.error = translated(error)
+                if not self._connection.in_transaction:
+                    return False
                 self._connection.execute("ROLLBACK TO task")
             self._connection.execute("RELEASE task")
-        self._connection.execute("COMMIT")
+        return True
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
