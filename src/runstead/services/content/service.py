@@ -12,6 +12,7 @@ from runstead.services.content.dedup import Deduplication
 from runstead.services.content.links import Links
 from runstead.services.content.reading import Reading
 from runstead.services.content.reconstructions import Reconstructions
+from runstead.services.content.serving import Serving
 from runstead.services.content.shards import Shards
 from runstead.services.content.storing import Storing
 from runstead.services.content.threads import Threads
@@ -51,6 +52,7 @@ class StoredContent(Content):
         self.shards = Shards(store, self.xorbs, self.threads, clock)
         self.deduplication = Deduplication(store, self.xorbs, self.threads, clock, key)
         self.reconstructions = Reconstructions(store, self.xorbs, self.links, self.threads, self.limits.url_seconds)
+        self.serving = Serving(self.xorbs, self.links)
         self._reading = Reading(self.reconstructions, self.xorbs, self.threads)
         self._storing = Storing(store, self.xorbs, objects, self.threads, clock)
         self._store = store

@@ -99,7 +99,7 @@ class Xorbs:
         await self._threads.wait(self._objects.delete, key)
         return False
 
-    async def pieces(self, xorb: StoredXorb, first: int, last: int) -> AsyncGenerator[Buffer]:
+    async def pieces(self, xorb: StoredXorb, first: int, last: int) -> AsyncGenerator[memoryview]:
         """Yield the stored bytes from `first` to `last` (inclusive), each piece checked before it is yielded.
 
         Raises BackendFailure where they are damaged.
