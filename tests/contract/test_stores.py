@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -940,6 +940,167 @@ class TestDatabase:
             )
         assert await together(*(store.get(job.id) for job in jobs)) == jobs
         assert len(set(ids(await together(*(store.add(new_job()) for _ in range(20)))))) == 20
+
+
+@dataclass
+class Expected:
+    """What a store must know of a job, in the plainest words."""
+
+    job: Job
+    owner: str | None = None
+    changes: int = 1
+
+
+class Model:
+    """A store of jobs in two dictionaries, to compare the real ones with."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Expected] = {}
+        self.until: dict[str, datetime] = {}
+
+    def begin_lease(self, owner: str, now: datetime, until: datetime) -> None:
+        if self.until.get(owner, now) <= now:
+            self.drop(owner)
+            self.until[owner] = until
+        self.until[owner] = max(self.until[owner], until)
+
+    def drop(self, owner: str) -> None:
+        for expected in self.jobs.values():
+            if expected.owner == owner:
+                expected.owner = None
+
+    def free(self, now: datetime) -> set[str]:
+        return {
+            job_id
+            for job_id, expected in self.jobs.items()
+            if (expected.owner is None or self.until[expected.owner] <= now)
+            and (
+                expected.job.phase in (Phase.STARTING, Phase.RUNNING, Phase.RELEASING)
+                or (expected.job.phase is Phase.WAITING and expected.job.cancel_requested_at is not None)
+            )
+        }
+
+    def ready(self, now: datetime) -> list[str]:
+        return [
+            job_id
+            for job_id, expected in self.jobs.items()
+            if expected.job.phase is Phase.WAITING
+            and expected.job.cancel_requested_at is None
+            and (expected.job.not_before is None or expected.job.not_before <= now)
+        ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_long_walk_agrees_with_the_model(store: SqlJobStore, seed: int) -> None:
+    dice = random.Random(seed)
+    model, now, owners = Model(), NOW, ["a/1", "a/2", "b/1"]
+    for _ in range(150):
+        now += timedelta(seconds=dice.choice([0, 1, 5, 20]))
+        owner, until = dice.choice(owners), now + timedelta(seconds=dice.choice([10, 30]))
+        known = list(model.jobs.values())
+        some = dice.sample(known, min(3, len(known)))
+        match dice.choice(["add", "add", "admit", "admit", "claim", "renew", "release", "cancel"] + ["apply"] * 6):
+            case "add":
+                job = await store.add(new_job(labels={"a": str(dice.randrange(2))}, created_at=now))
+                model.jobs[job.id] = Expected(job)
+            case "admit":
+                able = [e.job.id for e in some if e.job.phase is Phase.WAITING and e.job.cancel_requested_at is None]
+                got = await store.admit([admission(e.job) for e in some], owner, until, now)
+                assert sorted(ids(got)) == sorted(able)
+                if some:
+                    model.begin_lease(owner, now, until)
+                for job in got:
+                    expected = model.jobs[job.id]
+                    assert job == replace(
+                        expected.job,
+                        phase=Phase.STARTING,
+                        message=None,
+                        not_before=None,
+                        executor=HERE,
+                        reservation=Reservation(1500, 2**33, ("gpu-0",)),
+                    )
+                    model.jobs[job.id] = Expected(job, owner, expected.changes + 1)
+            case "claim":
+                free, limit = model.free(now), dice.choice([1, 3, 100])
+                got = await store.claim([HERE], owner, now, until, limit)
+                assert len(got) == min(limit, len(free))
+                assert set(ids(got)) <= free
+                if got:
+                    model.begin_lease(owner, now, until)
+                for job in got:
+                    assert job == model.jobs[job.id].job
+                    model.jobs[job.id].owner = owner
+            case "renew":
+                await store.renew(owner, until)
+                if owner in model.until:
+                    model.until[owner] = max(model.until[owner], until)
+            case "release":
+                prefix = dice.choice(["a/", "a/1", "b/", "c"])
+                await store.release_leases(prefix)
+                for dead in owners:
+                    if dead.startswith(prefix):
+                        model.drop(dead)
+                        model.until.pop(dead, None)
+            case "cancel":
+                for expected in some:
+                    job = await store.request_cancel(expected.job.id, now)
+                    if expected.job.cancel_requested_at is None and not expected.job.stage.is_terminal:
+                        expected.job = replace(expected.job, cancel_requested_at=now)
+                    assert job == expected.job
+            case _:
+                for expected in some:
+                    await _walk_on(store, dice, expected, dice.choice([owner, expected.owner or owner]), now)
+        await _agree(store, model, now, owners)
+
+
+_NEXT = {
+    Phase.WAITING: [(Phase.WAITING, Stage.SCHEDULING), (Phase.DONE, Stage.CANCELED)],
+    Phase.STARTING: [(Phase.RUNNING, Stage.RUNNING), (Phase.RELEASING, Stage.ERROR), (Phase.WAITING, Stage.SCHEDULING)],
+    Phase.RUNNING: [(Phase.RELEASING, Stage.COMPLETED), (Phase.WAITING, Stage.SCHEDULING)],
+    Phase.RELEASING: [(Phase.DONE, None)],
+    Phase.DONE: [],
+}
+
+
+async def _walk_on(store: SqlJobStore, dice: random.Random, expected: Expected, owner: str, now: datetime) -> None:
+    phase = dice.choice([expected.job.phase] * 5 + [Phase.RUNNING])
+    if not _NEXT[phase]:
+        return
+    into, stage = dice.choice(_NEXT[phase])
+    stage = stage or (expected.job.stage if expected.job.stage.is_terminal else Stage.ERROR)
+    attempt = expected.job.attempt + (dice.random() < 0.1)
+    fields: dict[str, Any] = {"message": f"to {into}", "failure_count": dice.randrange(3)}
+    if into is Phase.WAITING:
+        fields |= {"next_attempt": attempt + 1, "not_before": now + timedelta(seconds=10), "reservation": None}
+    moved = Transition(expected.job.id, attempt, frozenset({phase}), into, stage, now, **fields)
+    after = await store.apply(moved, owner)
+    held = phase is Phase.WAITING or expected.owner == owner
+    if phase is not expected.job.phase or attempt != expected.job.attempt or not held:
+        assert after is None
+        return
+    changed = {name: value for name, value in fields.items() if name != "next_attempt"}
+    changed["attempt"] = fields.get("next_attempt", attempt)
+    expected.job = replace(expected.job, phase=into, stage=stage, **changed)
+    assert after == expected.job
+    expected.changes += 1
+    if into in (Phase.WAITING, Phase.DONE):
+        expected.owner = None
+
+
+async def _agree(store: SqlJobStore, model: Model, now: datetime, owners: list[str]) -> None:
+    everything = [expected.job for expected in reversed(model.jobs.values())]
+    assert await store.page("alice", JobFilter(), None, 1000) == everything
+    running = [job for job in everything if job.stage is Stage.RUNNING and job.labels == {"a": "1"}]
+    assert await store.page("alice", JobFilter(frozenset({Stage.RUNNING}), {"a": "1"}), None, 1000) == running
+    ready = model.ready(now)
+    assert [(ids(w.jobs), w.count) for w in await store.waiting(now, 5)] == ([(ready[:5], len(ready))] if ready else [])
+    assert len(await store.held(HERE)) == sum(job.reservation is not None for job in everything)
+    for owner in owners:
+        mine = [e.job for e in model.jobs.values() if e.owner == owner and e.job.phase is not Phase.WAITING]
+        assert await store.leased(owner) == mine
+    if everything:
+        some = everything[len(everything) // 2]
+        assert len(await store.history(some.id)) == model.jobs[some.id].changes
 
 
 class TestSchema:
