@@ -48,8 +48,9 @@ def status_of(error: RunsteadError) -> int:
 
 def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return an error in the Hub's form."""
+    text = message.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be sent
     return JSONResponse(
-        {"error": message},
+        {"error": text},
         status,
         {"X-Error-Code": code, "X-Error-Message": _header_text(message), **(headers or {})},
     )
@@ -73,6 +74,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        if error.status_code == 400 and error.__cause__ is not None:
+            return error_response(400, Invalid.__name__, _unreadable(error.__cause__))
         message = f"{request.method} {request.url.path[:200]}: {error.detail}"
         if error.status_code == 404:
             message += "; this server has no such address"
@@ -90,11 +93,29 @@ def _complaints(error: RequestValidationError) -> list[str]:
         where = [str(part)[:60] for part in one["loc"] if part not in ("body", "query", "path", "header")]
         if one["type"] == "json_invalid":
             complaints.append(f"the body is not valid JSON: {one.get('ctx', {}).get('error', one['msg'])}")
+        elif not where and one["type"] in ("model_attributes_type", "missing"):
+            complaints.append("the body should be a JSON object, sent with Content-Type: application/json")
         else:
-            complaints.append(f"{'.'.join(where) or 'body'}: {one['msg']}")
+            complaints.append(f"{'.'.join(where) or 'body'}: {one['msg'].removeprefix('Value error, ')}")
     return list(dict.fromkeys(complaints))
 
 
+def _unreadable(cause: BaseException) -> str:
+    """Say why a body could not even be parsed."""
+    match cause:
+        case UnicodeDecodeError():
+            return f"the body is not valid JSON: {cause.reason} at byte {cause.start}; JSON is sent as UTF-8"
+        case RecursionError():
+            return "the body is not a request of this address: it is nested too deeply"
+        case ValueError():
+            return f"the body is not valid JSON: {cause}"
+        case _:
+            return "the body could not be read"
+
+
 def _header_text(message: str) -> str:
+    """Return a message as a header may carry it: in one line of ASCII, without control characters."""
     text = message.replace("\r", " ").replace("\n", " ")
-    return text.encode("ascii", "backslashreplace").decode()[:_LONGEST_HEADER]
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text)
+    return text[:_LONGEST_HEADER]

@@ -18,6 +18,7 @@ from runstead.model.accounts import Permission
 from runstead.model.errors import Invalid, Unsupported
 from runstead.model.jobs import Job, JobFilter, Phase, Stage
 from runstead.services.accounts import authorize
+from runstead.services.specs import is_label
 
 Namespace = Annotated[str, Path(max_length=200)]
 JobId = Annotated[str, Path(max_length=200)]
@@ -42,7 +43,7 @@ async def create(
     """Submit a job."""
     jobs = context(request).jobs
     spec = body.spec(jobs.limits.default_timeout_seconds)
-    job = await jobs.submit(caller, namespace, spec, wire.texts(body.secrets), idempotency_key)
+    job = await jobs.submit(caller, namespace, spec, wire.texts(body.secrets), idempotency_key or None)
     return _job(request, job)
 
 
@@ -168,8 +169,8 @@ def _filter(stages: list[str], labels: list[str]) -> JobFilter:
     pairs: dict[str, str] = {}
     for label in labels:
         key, separator, value = label.partition("=")
-        if not separator or not key:
-            raise Invalid(f"a filter has the form key=value, not {label[:100]!r}", "label")
+        if not separator or not key or not is_label(key) or not is_label(value):
+            raise Invalid(f"a filter has the form key=value as labels have them, not {label[:100]!r}", "label")
         if pairs.setdefault(key, value) != value:
             raise Invalid(f"no job has two values of one label: {key[:100]!r}", "label")
     return JobFilter(frozenset(Stage(stage.upper()) for stage in stages), pairs or None)

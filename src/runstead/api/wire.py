@@ -5,11 +5,12 @@ dropped, as the Hub does.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from runstead.model.accounts import Caller
 from runstead.model.errors import Unsupported
@@ -21,8 +22,22 @@ from runstead.services.specs import MAX_ATTEMPTS
 
 _LONGEST_TIMEOUT_SECONDS = 10 * 365 * 24 * 3600
 
-Scalar = str | bool | int | float | None
-Text = Annotated[str, Field(max_length=2_000)]
+
+def _check_scalar(value: object) -> object:
+    if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("should be text, a finite number, true, false or null")
+    return value
+
+
+def _check_printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"should have no control characters: {value[:100]!r}")
+    return value
+
+
+Scalar = Annotated[str | bool | int | float | None, BeforeValidator(_check_scalar)]
+Text = Annotated[str, Field(max_length=2_000), AfterValidator(_check_printable)]
+Count = Annotated[int, Field(strict=True)]  # true is no number, and "3" is text
 
 
 class _Request(BaseModel):
@@ -32,8 +47,8 @@ class _Request(BaseModel):
 class Ports(_Request):
     """Ports that shall be reachable from outside."""
 
-    ports: list[int] = []
-    portsPublic: list[int] = []  # noqa: N815
+    ports: list[Count] = []
+    portsPublic: list[Count] = []  # noqa: N815
 
 
 class Ssh(_Request):
@@ -59,15 +74,15 @@ class JobCreate(_Request):
     dockerImage: Text | None = None  # noqa: N815
     spaceId: Text | None = None  # noqa: N815
     secrets: dict[str, Scalar] = {}
-    timeoutSeconds: Annotated[int, Field(ge=1, le=_LONGEST_TIMEOUT_SECONDS)] | None = None  # noqa: N815
-    attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS)] | None = None
+    timeoutSeconds: Annotated[Count, Field(ge=1, le=_LONGEST_TIMEOUT_SECONDS)] | None = None  # noqa: N815
+    attempts: Annotated[Count, Field(ge=1, le=MAX_ATTEMPTS)] | None = None
     labels: dict[str, str] = {}
     volumes: list[dict[str, Any]] | None = None
     expose: Ports | None = None
     ssh: Ssh | None = None
     network: Network | None = None
     resourceGroupId: Text | None = None  # noqa: N815
-    arch: Text | None = None
+    arch: Literal["amd64", "arm64"] | None = None
     tags: list[Text] = []
 
     def spec(self, default_timeout_seconds: int) -> JobSpec:

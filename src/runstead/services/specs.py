@@ -59,6 +59,11 @@ def check_exec_size(words: tuple[str, ...], variables: Mapping[str, str]) -> Non
         )
 
 
+def is_label(text: str) -> bool:
+    """Say whether a text may stand in a label, as its key or its value."""
+    return len(text) <= MAX_LABEL_CHARACTERS and _LABEL.fullmatch(text) is not None
+
+
 def check_labels(labels: Mapping[str, str]) -> None:
     """Refuse labels outside the Hub's rules (wire-jobs §5)."""
     if len(labels) > MAX_LABELS:
@@ -71,7 +76,7 @@ def check_labels(labels: Mapping[str, str]) -> None:
                     f"{text[:40]!r}...",
                     f"labels.{key[:40]}",
                 )
-            if not _LABEL.fullmatch(text):
+            if not is_label(text):
                 raise Invalid(
                     f"a label's {what} has letters, digits, '.', '_' and '-' only, not {text!r}", f"labels.{key[:40]}"
                 )
