@@ -33,8 +33,12 @@ from runstead.logs.files import FileLogStore
 from runstead.model.errors import Conflict, Unavailable
 from runstead.model.hardware import Accelerator, Flavor, Machine
 from runstead.model.ids import new_id
+from runstead.objects.disk import DiskObjectStore
+from runstead.objects.interface import ObjectStore
+from runstead.objects.s3 import S3ObjectStore
 from runstead.services.accounts import Accounts
 from runstead.services.admission import AdmissionRounds
+from runstead.services.content.service import ContentLimits, StoredContent
 from runstead.services.hardware import Hardware, derive_flavors
 from runstead.services.jobs import JobLimits, Jobs
 from runstead.services.launching import Launching
@@ -44,6 +48,7 @@ from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
 from runstead.stores.accounts import SqlAccountStore
+from runstead.stores.content import SqlContentStore
 from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
@@ -112,6 +117,15 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
     )
 
 
+def build_objects(settings: Settings) -> ObjectStore:
+    """Return the store of objects that the settings name."""
+    directory = settings.server.data_dir / "content"
+    storage = settings.storage
+    if storage.url is None:
+        return DiskObjectStore(directory)
+    return S3ObjectStore(storage.url, directory / "staging", endpoint=storage.endpoint, region=storage.region)
+
+
 def build_hardware(settings: Settings, capabilities: Capabilities) -> Hardware:
     """Return the flavors: those of the configuration, else what the machine has."""
     if settings.flavors:
@@ -140,6 +154,8 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         if capabilities.host_address and not _covers(settings.server.host, capabilities.host_address):
             listeners.append(_bind(capabilities.host_address, port))
         server = _Server(settings, database, events, executor, capabilities, port)
+        stack.callback(server.content.close)
+        await server.content.open()
         owner, token = await server.accounts.ensure_owner()
         http = uvicorn.Server(
             uvicorn.Config(
@@ -245,6 +261,13 @@ class _Server:
         self._sweeper = Sweeper(self._store, log_store, clock, settings.jobs.retention_days)
         self.logs = Logs(self._store, log_store, events, encode_log_lines, b"===== Job started")
         self.metrics = JobMetrics(self._store, executor, hardware, events, clock)
+        self.content = StoredContent(
+            SqlContentStore(database),
+            build_objects(settings),
+            clock,
+            key,
+            ContentLimits(url_seconds=settings.storage.url_seconds),
+        )
         self.context = Context(
             accounts=self.accounts,
             jobs=Jobs(
@@ -259,6 +282,7 @@ class _Server:
             logs=self.logs,
             metrics=self.metrics,
             hardware=hardware,
+            content=self.content,
             clock=clock,
             cursor_key=key,
             public_url=settings.server.public_url,

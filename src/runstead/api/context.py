@@ -6,6 +6,7 @@ from fastapi import Request
 
 from runstead.kit.clock import Clock
 from runstead.services.accounts import Accounts
+from runstead.services.content.service import StoredContent
 from runstead.services.hardware import Hardware
 from runstead.services.jobs import Jobs
 from runstead.services.logs import Logs
@@ -21,6 +22,7 @@ class Context:
     logs: Logs
     metrics: JobMetrics
     hardware: Hardware
+    content: StoredContent
     clock: Clock
     cursor_key: bytes
     public_url: str | None

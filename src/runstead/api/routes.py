@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 import runstead
 from runstead.api import accounts, errors, jobs, unbuilt
+from runstead.api.cas import CasRoutes
 from runstead.api.context import Context
 from runstead.api.limits import BodyLimit, DateHeader
 
@@ -57,5 +58,6 @@ def create_api(context: Context) -> FastAPI:
                 path, unbuilt.unbuilt, methods=["GET", "HEAD", "POST", "PUT", "DELETE"], include_in_schema=False
             )
     app.add_middleware(BodyLimit, max_bytes=context.max_body_bytes)
+    app.add_middleware(CasRoutes, content=context.content, public_url=context.public_url)
     app.add_middleware(DateHeader)
     return app

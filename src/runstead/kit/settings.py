@@ -275,6 +275,50 @@ class ExecutorSettings(Section):
     )
 
 
+def _objects_url(value: str) -> str:
+    if not value.startswith("s3://") or len(value) <= len("s3://"):
+        raise ValueError("should be s3://bucket or s3://bucket/prefix")
+    return value.rstrip("/")
+
+
+class StorageSettings(Section):
+    """Where the content of buckets is kept, and for how long."""
+
+    url: Annotated[str, AfterValidator(_objects_url)] | None = Field(
+        default=None,
+        description="Object store for content: `s3://bucket` or `s3://bucket/prefix`, with credentials from the "
+        "environment as every AWS tool reads them (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, ...). Unset: the "
+        "folder `content` in the data directory.",
+    )
+    endpoint: Annotated[str, AfterValidator(_url)] | None = Field(
+        default=None, description="URL of an S3-compatible store that is not AWS. Clients read from it too."
+    )
+    region: str | None = Field(default=None, description="Region of the S3 bucket. Unset: from the environment.")
+    url_seconds: int = Field(
+        default=3600,
+        ge=60,
+        le=604_800,
+        description="How long a URL to read stored content holds, in seconds: longer than the slowest client needs "
+        "for some hundred MB.",
+    )
+    grace_days: float = Field(
+        default=28,
+        ge=22,
+        description="Days that content nobody refers to is kept after a client was last told that it is here. Clients "
+        "remember that for three weeks, so less would make their uploads fail.",
+    )
+    history_days: float = Field(
+        default=30,
+        ge=0,
+        description="Days that a bucket keeps what was overwritten or deleted; 0 keeps nothing of it.",
+    )
+    collect_hours: float = Field(
+        default=24,
+        ge=0,
+        description="Hours between two garbage collections by the server; 0 leaves them to `runstead gc`.",
+    )
+
+
 class FlavorSettings(Section):
     """A size of job that users ask for by name."""
 
@@ -292,6 +336,7 @@ class Settings(Section):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     executor: ExecutorSettings = Field(default_factory=ExecutorSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     flavors: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")], FlavorSettings] = Field(
         default_factory=dict[str, FlavorSettings],
         description="Sizes of job, a table each. Unset: derived from what the machine has.",
@@ -308,6 +353,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "database": DatabaseSettings,
     "jobs": JobsSettings,
     "executor": ExecutorSettings,
+    "storage": StorageSettings,
 }
 
 
