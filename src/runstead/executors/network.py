@@ -76,9 +76,11 @@ class JobNetwork:
         while name not in self._used:
             if self._ready:
                 address = self._ready.pop()
-                (self._folder / f"{address}.used").write_text(name, encoding="ascii")  # in memory: does not wait
-                self._used[name] = address
-                break
+                # In memory: does not wait. Exclusive: another server may know the same namespace as ready.
+                with contextlib.suppress(FileExistsError), (self._folder / f"{address}.used").open("x") as claim:
+                    claim.write(name)
+                    self._used[name] = address
+                continue
             try:
                 await asyncio.shield(self._make_one())
             except OSError as error:
@@ -86,12 +88,11 @@ class JobNetwork:
         self._fill()
         return str(self._folder / self._used[name]), self._used[name]
 
-    async def release(self, name: str) -> None:
+    async def release(self, name: str, address: str | None = None) -> None:
         """Give an attempt's namespace back: the kernel removes it, no process is in it any more. Idempotent."""
-        address = self._used.get(name)
-        if address is not None:
-            await asyncio.to_thread(self._delete, address)
-            self._used.pop(name, None)
+        for mine in {address, self._used.get(name)} - {None}:
+            await asyncio.to_thread(self._delete, str(mine))
+        self._used.pop(name, None)
 
     def _delete(self, address: str) -> None:
         path = self._folder / address
@@ -176,7 +177,7 @@ class JobNetwork:
         for path in list(self._folder.glob("*.used")):
             name = path.read_text(encoding="ascii")
             age = time.time() - path.stat().st_mtime
-            if (attempts / name).is_dir() or age < _UNCLAIMED_SECONDS:
+            if (name and (attempts / name).is_dir()) or age < _UNCLAIMED_SECONDS:
                 self._used[name] = path.name.removesuffix(".used")
             else:
                 self._delete(path.name.removesuffix(".used"))
@@ -185,7 +186,7 @@ class JobNetwork:
                 continue
             if path.is_mount() and Path("/sys/class/net", self._port(path.name)).exists():
                 self._ready.append(path.name)
-            else:
+            elif time.time() - path.stat().st_mtime > _UNCLAIMED_SECONDS:  # nobody is making it just now
                 self._delete(path.name)
 
     def _port(self, address: str) -> str:
@@ -206,7 +207,7 @@ class JobNetwork:
         address = self._free_address()
         port = self._port(str(address))
         path = self._folder / str(address)
-        path.touch()
+        path.touch(exist_ok=False)
         try:
             syscalls.unshare(syscalls.CLONE_NEWNET)
             try:

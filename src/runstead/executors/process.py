@@ -7,6 +7,7 @@ they leave in the data directory; it keeps nothing that a restart could lose.
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -95,6 +96,7 @@ class ProcessExecutor(Executor):
         self._view: View | None = None
         self._places: list[list[str]] = []
         self._network: JobNetwork | None = None
+        self._presence = -1  # a lock that every server on this directory shares
         self._wake_socket: socket.socket | None = None
         self._watched: dict[str, int] = {}  # name of an attempt: pidfd of its supervisor
 
@@ -130,13 +132,16 @@ class ProcessExecutor(Executor):
             asyncio.get_running_loop().remove_reader(self._wake_socket)
             self._wake_socket.close()
             self._wake_socket = None
-        idle = not await asyncio.to_thread(self._names)
+        idle = await asyncio.to_thread(self._is_idle)
         if self._network is not None:
             await self._network.close(remove=idle)
             self._network = None
         await self._launcher.close(leave=idle)
         if idle:
             await asyncio.to_thread(cgroups.release_places, self._places)
+        if self._presence >= 0:
+            os.close(self._presence)
+            self._presence = -1
 
     async def start(self, launch: Launch) -> Handle:
         """See Executor."""
@@ -150,7 +155,10 @@ class ProcessExecutor(Executor):
             request.network, request.address = await self._network.claim(name)
         await self._ask(request, name)
         self._watch(name)
-        return self._handle(name)
+        handle = self._handle(name)
+        if self._network is not None and request.address not in (None, handle.data["address"]):
+            await self._network.release(name)  # another server was faster, with a network of its own
+        return handle
 
     async def poll(self, handles: Sequence[Handle]) -> list[Observation]:
         """See Executor."""
@@ -174,12 +182,13 @@ class ProcessExecutor(Executor):
         if name is None:
             return
         self._unwatch(name)
+        facts = rundir.read_json(str(self._path(name) / rundir.ATTEMPT)) or {}
         try:
             await asyncio.to_thread(removal.remove, str(self._data_dir), name)
         except OSError as error:
             raise BackendFailure(f"what the attempt held could not be given back: {error}: {name}") from error
         if self._network is not None:
-            await self._network.release(name)
+            await self._network.release(name, facts.get("address"))
 
     async def owned(self) -> list[tuple[str, int, Handle]]:
         """See Executor."""
@@ -193,12 +202,24 @@ class ProcessExecutor(Executor):
         name = self._name_of(handle)
         return None if name is None else await asyncio.to_thread(self._measure, name)
 
+    def _is_idle(self) -> bool:
+        """Say whether there is no attempt left, nor another server that works with this directory."""
+        if self._names() or self._presence < 0:
+            return False
+        try:
+            fcntl.flock(self._presence, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     # Making ready
 
     def _prepare(self) -> Programs:
         for name in ("", "attempts", "namespaces", "empty", "root"):
             (self._node / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._node / "empty").chmod(0o755)
+        self._presence = os.open(self._node / "servers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._presence, fcntl.LOCK_SH)
         instance = self._node / "instance"
         if not instance.exists():
             spare = self._node / f"instance.{os.getpid()}"
@@ -419,7 +440,7 @@ class ProcessExecutor(Executor):
     def _measure(self, name: str) -> Usage | None:
         path = self._path(name)
         facts = rundir.read_json(str(path / rundir.ATTEMPT))
-        if facts is None or not rundir.is_alive(str(path)):
+        if facts is None or (path / rundir.EXIT).exists() or not rundir.is_alive(str(path)):
             return None
         group = cgroups.Group(cast("list[list[str]]", facts["cgroups"]), name)
         address = facts.get("address")
