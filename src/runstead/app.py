@@ -38,6 +38,10 @@ from runstead.objects.interface import ObjectStore
 from runstead.objects.s3 import S3ObjectStore
 from runstead.services.accounts import Accounts
 from runstead.services.admission import AdmissionRounds
+from runstead.services.buckets.batches import Batches
+from runstead.services.buckets.buckets import Buckets
+from runstead.services.buckets.following import Following
+from runstead.services.buckets.keeping import Keeping
 from runstead.services.content.service import ContentLimits, StoredContent
 from runstead.services.hardware import Hardware, derive_flavors
 from runstead.services.jobs import JobLimits, Jobs
@@ -48,6 +52,8 @@ from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
 from runstead.stores.accounts import SqlAccountStore
+from runstead.stores.bucket_log import SqlBucketLog
+from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.content import SqlContentStore
 from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
@@ -180,6 +186,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
             await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             server.logs.close()
+            server.following.close()
             server.metrics.close()
             http.should_exit = True
             await serving
@@ -268,6 +275,10 @@ class _Server:
             key,
             ContentLimits(url_seconds=settings.storage.url_seconds),
         )
+        bucket_store, bucket_log = SqlBucketStore(database), SqlBucketLog(database)
+        buckets = Buckets(bucket_store, self.content, events, clock)
+        self.following = Following(bucket_store, bucket_log, events)
+        self._keeping = Keeping(bucket_store, bucket_log, self.content, events, clock, settings.storage.history_days)
         self.context = Context(
             accounts=self.accounts,
             jobs=Jobs(
@@ -283,6 +294,9 @@ class _Server:
             metrics=self.metrics,
             hardware=hardware,
             content=self.content,
+            buckets=buckets,
+            batches=Batches(bucket_store, buckets, self.content, events, clock),
+            following=self.following,
             clock=clock,
             cursor_key=key,
             public_url=settings.server.public_url,
@@ -295,6 +309,7 @@ class _Server:
             forever("reconcile", self._reconcile.run),
             forever("admission", self._admission.run),
             forever("sweeper", self._sweeper.run),
+            forever("buckets", self._keeping.run),
         ]
 
     async def stop_jobs(self) -> None:

@@ -18,4 +18,11 @@ async def _caller(request: Request) -> Caller:
     return await context(request).accounts.recognize(bearer_token(request))
 
 
+async def _maybe_caller(request: Request) -> Caller | None:
+    token = bearer_token(request)
+    return None if token is None else await context(request).accounts.recognize(token)
+
+
 CallerOf = Annotated[Caller, Depends(_caller)]
+MaybeCallerOf = Annotated[Caller | None, Depends(_maybe_caller)]
+"""None without a token; a token that is not valid is refused all the same."""

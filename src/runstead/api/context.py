@@ -6,6 +6,9 @@ from fastapi import Request
 
 from runstead.kit.clock import Clock
 from runstead.services.accounts import Accounts
+from runstead.services.buckets.batches import Batches
+from runstead.services.buckets.buckets import Buckets
+from runstead.services.buckets.following import Following
 from runstead.services.content.service import StoredContent
 from runstead.services.hardware import Hardware
 from runstead.services.jobs import Jobs
@@ -23,6 +26,9 @@ class Context:
     metrics: JobMetrics
     hardware: Hardware
     content: StoredContent
+    buckets: Buckets
+    batches: Batches
+    following: Following
     clock: Clock
     cursor_key: bytes
     public_url: str | None

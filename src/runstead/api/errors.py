@@ -18,6 +18,8 @@ from runstead.model.errors import (
     Forbidden,
     Invalid,
     NotFound,
+    RepoHidden,
+    RepoNotFound,
     RunsteadError,
     TooLarge,
     Unauthenticated,
@@ -38,12 +40,19 @@ STATUS: Mapping[type[RunsteadError], int] = {
     Unsupported: 501,
     Unavailable: 503,
 }
+# Codes that clients act on; elsewhere the name of the class serves.
+CODES: Mapping[type[RunsteadError], str] = {RepoHidden: RepoNotFound.__name__}
 _LONGEST_HEADER = 1000
 
 
 def status_of(error: RunsteadError) -> int:
     """Return the status for an error, that of its nearest class in the table."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def code_of(error: RunsteadError) -> str:
+    """Return the code for an error."""
+    return CODES.get(type(error), type(error).__name__)
 
 
 def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -66,7 +75,7 @@ def install(app: FastAPI) -> None:
             headers["WWW-Authenticate"] = 'Bearer realm="Runstead"'
         if isinstance(error, Unavailable):
             headers["Retry-After"] = str(error.retry_after_seconds)
-        return error_response(status_of(error), type(error).__name__, error.message, headers)
+        return error_response(status_of(error), code_of(error), error.message, headers)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]

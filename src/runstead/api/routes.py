@@ -6,13 +6,16 @@ from typing import Any
 from fastapi import FastAPI
 
 import runstead
-from runstead.api import accounts, errors, jobs, unbuilt
+from runstead.api import accounts, buckets, errors, jobs, resolve, unbuilt
 from runstead.api.cas import CasRoutes
 from runstead.api.context import Context
 from runstead.api.limits import BodyLimit, DateHeader
 
 _JOBS = "/api/jobs/{namespace}"
 _JOB = _JOBS + "/{job_id}"
+_BUCKETS = "/api/buckets/{namespace}"
+_BUCKET = _BUCKETS + "/{name}"
+_RESOLVE = "/buckets/{namespace}/{name}/resolve/{path:path}"
 
 # Fixed words stand before the patterns that would swallow them.
 ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
@@ -34,6 +37,21 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("PUT", _JOB + "/labels", jobs.set_labels),
     ("PUT", _JOB + "/expose", jobs.expose),
     ("POST", _JOB + "/auth-check/{permission}", jobs.job_auth_check),
+    ("POST", "/api/repos/move", buckets.move),
+    ("GET", _BUCKETS, buckets.page),
+    ("POST", _BUCKET, buckets.create),
+    ("GET", _BUCKET, buckets.inspect),
+    ("DELETE", _BUCKET, buckets.delete),
+    ("PUT", _BUCKET + "/settings", buckets.settings),
+    ("GET", _BUCKET + "/tree", buckets.tree),
+    ("GET", _BUCKET + "/tree/{prefix:path}", buckets.tree),
+    ("POST", _BUCKET + "/paths-info", buckets.paths_info),
+    ("POST", _BUCKET + "/batch", buckets.batch),
+    ("GET", _BUCKET + "/events", buckets.events),
+    ("GET", _BUCKET + "/xet-read-token", buckets.read_token),
+    ("GET", _BUCKET + "/xet-write-token", buckets.write_token),
+    ("GET", _RESOLVE, resolve.resolve),
+    ("HEAD", _RESOLVE, resolve.resolve),
 ]
 
 

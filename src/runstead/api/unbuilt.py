@@ -9,8 +9,6 @@ from runstead.model.errors import Unsupported
 FEATURES = (
     ("/api/scheduled-jobs", "scheduled jobs"),
     ("/api/settings/webhooks", "webhooks"),
-    ("/api/buckets", "buckets"),
-    ("/buckets", "buckets"),
     ("/api/repos", "repositories"),
     ("/api/models", "model repositories"),
     ("/api/datasets", "dataset repositories"),

@@ -58,3 +58,15 @@ class Unavailable(RunsteadError):
 
 class BackendFailure(RunsteadError):
     """An executor, store or object store answered in a way it should not have."""
+
+
+class RepoNotFound(NotFound):
+    """There is no bucket or repository of that name for this caller."""
+
+
+class RepoHidden(Unauthenticated):
+    """The same, said to somebody without a token: with one, there may be."""
+
+
+class EntryNotFound(NotFound):
+    """The bucket or repository is there, and has no such file."""
