@@ -51,6 +51,7 @@ async def serve(directory: Path, port: int, s3: str | None) -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
+    listener.listen(2048)
     app = CasRoutes(Rest(content), content)
     config = uvicorn.Config(
         app, http="httptools", ws="none", lifespan="off", access_log=False, log_level="warning", server_header=False

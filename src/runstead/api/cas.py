@@ -41,6 +41,11 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "v1/reconstructions/*", cas_files.reconstruct_v1),
     ("POST", "v1/reconstructions", cas_files.reconstruct_many),
     ("HEAD", "v1/files/*", cas_files.head),
+    # hf_xet 1.1 knows no version in any path, 1.5 none in that of shards.
+    ("GET", "chunks/*/*", cas_files.find_chunk),
+    ("POST", "xorbs/*/*", cas_xorbs.post),
+    ("POST", "shards", cas_shards.post_v1),
+    ("GET", "reconstructions/*", cas_files.reconstruct_v1),
 )
 
 
@@ -98,14 +103,15 @@ async def _refuse(exchange: Exchange, error: RunsteadError | None) -> None:
         response = error_response(500, "InternalError", "the server failed on this request; its log says why")
     else:
         response = error_response(status_of(error), type(error).__name__, error.message)
-    await exchange.answer(response.status_code, bytes(response.body), response.raw_headers[1:])
+    headers = [(name, value) for name, value in response.raw_headers if name != b"content-length"]
+    await exchange.answer(response.status_code, bytes(response.body), headers)
 
 
 async def _telemetry(exchange: Exchange) -> None:
     """Take what clients report of their transfers, and keep nothing of it."""
     if exchange.method == "POST":
         await exchange.whole_body(_MOST_TELEMETRY_BYTES)
-        await exchange.answer(204)
+        await exchange.answer_json(200, {})
     else:
         raise NotFound("there is nothing to read here")
 

@@ -1,5 +1,6 @@
 import hashlib
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -164,7 +165,7 @@ BROKEN = {
     "other version": (_edited(UPLOAD, 32, b"\x03"), "version 3"),
     "other footer": (_edited(UPLOAD, 40, b"\x64"), "this one 100"),
     "absurd footer": (_edited(UPLOAD, 40, U64_MAX), "18446744073709551615"),
-    "no footer there": (_edited(UPLOAD, 40, b"\xc8"), "cut short in its footer"),
+    "cut in its footer": (_edited(UPLOAD, 40, b"\xc8") + bytes(199), "cut short in its footer"),
     "cut in a header": (UPLOAD[:60], "file 0 needs 48 bytes from byte 48"),
     "cut after the files": (UPLOAD[:288], "xorb 0"),
     "no end of the xorbs": (UPLOAD[:-48], "xorb 1"),
@@ -195,9 +196,16 @@ def test_broken_shards(case):
 def test_every_cut_is_noticed(vectors):
     for path in ("shards/01_batch.shard", "shards/05_repo_sha256.shard", "dedup/response.shard"):
         data = vectors.read(path)
+        bare = len(write_shard(replace(read_shard(data), footer=None)))
         for size in range(len(data)):
+            if size == bare:
+                continue  # what hf_xet 1.1 sends: a footer is announced and left out
             with pytest.raises(InvalidShard):
                 read_shard(data[:size])
+
+
+def test_an_announced_footer_may_be_left_out():
+    assert read_shard(_edited(UPLOAD, 40, b"\xc8")) == read_shard(UPLOAD)
 
 
 @pytest.mark.parametrize(
