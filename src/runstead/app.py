@@ -35,7 +35,6 @@ from runstead.model.hardware import Accelerator, Flavor, Machine
 from runstead.model.ids import new_id
 from runstead.objects.disk import DiskObjectStore
 from runstead.objects.interface import ObjectStore
-from runstead.objects.s3 import S3ObjectStore
 from runstead.services.accounts import Accounts
 from runstead.services.admission import AdmissionRounds
 from runstead.services.buckets.batches import Batches
@@ -129,6 +128,9 @@ def build_objects(settings: Settings) -> ObjectStore:
     storage = settings.storage
     if storage.url is None:
         return DiskObjectStore(directory)
+    # Its library holds 7 MB, which a server that keeps its content in a directory need not.
+    from runstead.objects.s3 import S3ObjectStore
+
     return S3ObjectStore(storage.url, directory / "staging", endpoint=storage.endpoint, region=storage.region)
 
 
