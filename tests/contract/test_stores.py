@@ -492,8 +492,7 @@ class TestClaim:
     async def test_a_lease_that_ran_out(self, store: SqlJobStore) -> None:
         job = await admitted(store, YOU)
         assert await store.claim([HERE], ME, LATER - timedelta(microseconds=1), LATER, 5) == []
-        after = LATER + timedelta(seconds=1)
-        assert await store.claim([HERE], ME, after, after + timedelta(seconds=30), 5) == [job]
+        assert await store.claim([HERE], ME, LATER, LATER + timedelta(seconds=30), 5) == [job]
         assert await store.leased(YOU) == []
 
     async def test_one_s_own_lease_that_ran_out(self, store: SqlJobStore) -> None:
@@ -568,6 +567,16 @@ class TestLeases:
         assert [len(await store.leased(owner)) for owner in owners] == [0, 0, 1, 1, 1]
         await store.renew("host/1", LATER)
         assert len(await store.claim([HERE], YOU, NOW, LATER, 9)) == 2
+
+    async def test_owners_that_are_gone_are_forgotten(self, url: str, store: SqlJobStore) -> None:
+        now = NOW
+        await admitted(store, "owner-0")
+        for n in range(1, 5):
+            now += timedelta(minutes=1)
+            assert len(await store.claim([HERE], f"owner-{n}", now, now + timedelta(seconds=30), 5)) == 1
+        now += timedelta(minutes=1)
+        await store.claim([HERE], ME, now, now, 5)
+        assert len(_query(url, "SELECT owner FROM leases")) <= 3
 
     async def test_the_released_may_not_change_the_job(self, store: SqlJobStore) -> None:
         job = await admitted(store)

@@ -26,6 +26,8 @@ from runstead.model.jobs import (
 from runstead.xet.terms import Terms
 from runstead.xet.xorb_layout import XorbFacts
 
+COUNTED = 100  # where counting ends, so that looking at the queue costs the same however long it is
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -33,7 +35,7 @@ class Waiting:
 
     flavor: str
     jobs: Sequence[Job]  # oldest first
-    count: int  # how many wait in all
+    count: int  # how many wait in all, counted up to `COUNTED`
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class JobStore(ABC):
 
     @abstractmethod
     async def count(self, namespace: str, wanted: JobFilter) -> int:
-        """Count the jobs of the namespace that `page` would return."""
+        """Count the jobs of the namespace that `page` would return. Its cost grows with their number."""
 
     @abstractmethod
     async def sealed_secrets(self, job_id: str) -> bytes | None:
@@ -81,11 +83,14 @@ class JobStore(ABC):
 
     @abstractmethod
     async def request_cancel(self, job_id: str, at: datetime) -> Job | None:
-        """Note that the job shall be cancelled, unless it is terminal or noted already; return it as it is now."""
+        """Note that the job shall be cancelled, unless it is terminal or noted already; return it as it is now.
+
+        This alone is no change of phase or stage and writes no history.
+        """
 
     @abstractmethod
     async def history(self, job_id: str) -> list[HistoryEntry]:
-        """Return the job's changes, oldest first."""
+        """Return the job's changes, oldest first; each with its attempt, a retry with the one that ended."""
 
     @abstractmethod
     async def waiting(self, now: datetime, per_flavor: int) -> list[Waiting]:
@@ -101,7 +106,8 @@ class JobStore(ABC):
     ) -> list[Job]:
         """Move each job from WAITING to STARTING, write its history row, and lease it to `owner`.
 
-        Jobs that are no longer waiting at that attempt, or are to be cancelled, are left out of the answer.
+        Why a job waited, and until when, is over: its message and its `not_before` become empty. Jobs that are no
+        longer waiting at that attempt, or are to be cancelled, are left out of the answer.
         """
 
     @abstractmethod
@@ -117,6 +123,9 @@ class JobStore(ABC):
 
         Candidates: phase STARTING, RUNNING or RELEASING with one of the given executor instances, and phase
         WAITING with a cancellation noted. Two callers never get the same job.
+
+        An owner's leases end together: to claim or admit a job extends the earlier ones as `renew` does, unless
+        they have run out; then they are dropped, for others may have the jobs by now.
         """
 
     @abstractmethod
@@ -135,6 +144,7 @@ class JobStore(ABC):
     async def apply(self, transition: Transition, owner: str) -> Job | None:
         """Apply a guarded change with its history row; None if the guard does not hold (phase, attempt, lease).
 
+        A lease that has run out still holds as long as nobody else has taken the job.
         A job that moves to WAITING or DONE loses its lease. A job in phase WAITING needs no lease to change.
         """
 

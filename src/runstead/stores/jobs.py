@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     BindParameter,
+    Select,
     Update,
     bindparam,
     case,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    union_all,
     update,
 )
 
@@ -45,7 +47,7 @@ from runstead.model.jobs import (
 )
 from runstead.stores import labels as label_rows
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
-from runstead.stores.interface import Admission, JobStore, Waiting
+from runstead.stores.interface import COUNTED, Admission, JobStore, Waiting
 from runstead.stores.pages import NEWEST, SIZE, listing
 from runstead.stores.rows import (
     HISTORY_COLUMNS,
@@ -175,17 +177,20 @@ class SqlJobStore(JobStore):
 
     async def waiting(self, now: datetime, per_flavor: int) -> list[Waiting]:
         """Return the heads of the queue by flavor."""
-        parameters = {"now": instant_to(now), "limit": per_flavor}
+        parameters: dict[str, Any] = {"now": instant_to(now), "limit": per_flavor}
 
         def work(transaction: Transaction) -> list[Waiting]:
-            counts = transaction.rows(_QUEUE_SIZES, parameters)
+            flavors = [flavor for (flavor,) in transaction.rows(_QUEUED_FLAVORS)]
+            parameters.update({f"flavor_{n}": flavor for n, flavor in enumerate(flavors)})
+            heads: dict[str, list[Job]] = {}
+            for row in transaction.rows(_queue_heads(len(flavors)), parameters) if flavors else ():
+                heads.setdefault(row[-1], []).append(job_from(row))
             return [
-                Waiting(flavor, [job_from(row) for row in rows], count)
-                for flavor, count in counts
-                if (rows := transaction.rows(_QUEUE_HEAD, {**parameters, "flavor": flavor}))
+                Waiting(flavor, head, len(head) if len(head) < per_flavor else _counted(transaction, flavor, now))
+                for flavor, head in sorted(heads.items())
             ]
 
-        return await self._database.read(work, consistent=True)
+        return await self._database.read(work)
 
     async def held(self, executor: str) -> list[Reservation]:
         """Return what the jobs on this executor instance hold."""
@@ -398,6 +403,11 @@ def _move_labels(transaction: Transaction, row: Row) -> None:
     transaction.run_many(_MOVE_LABEL, [{**moved, "of_digest": digest} for digest in digests])
 
 
+def _counted(transaction: Transaction, flavor: str, now: datetime) -> int:
+    wanted = {"flavor": flavor, "now": instant_to(now), "limit": COUNTED}
+    return transaction.rows(_QUEUE_SIZE, wanted)[0][0]
+
+
 def _begin_lease(transaction: Transaction, lease: Mapping[str, Any]) -> None:
     """Make the owner's leases hold. What it leased before and let run out stays free: it may be taken by now."""
     renewed = transaction.run(_PROLONG, lease)
@@ -481,13 +491,18 @@ _READY = (
     or_(jobs.c.not_before.is_(None), jobs.c.not_before <= bindparam("now")),
 )
 _QUEUE = select(jobs.c.seq, jobs.c.id).where(_IN_QUEUE)
-_QUEUE_SIZES = select(jobs.c.flavor, func.count()).where(*_READY).group_by(jobs.c.flavor).order_by(jobs.c.flavor)
-_QUEUE_HEAD = (
-    select(*JOB_COLUMNS)
-    .where(*_READY, jobs.c.flavor == bindparam("flavor"))
-    .order_by(jobs.c.seq)
-    .limit(bindparam("limit"))
+_QUEUE_SIZE = select(func.count()).select_from(
+    select(jobs.c.seq).where(*_READY, jobs.c.flavor == bindparam("flavor")).limit(bindparam("limit")).subquery()
 )
+_FLAVOR = select(jobs.c.flavor).where(_IN_QUEUE).order_by(jobs.c.flavor).limit(1)
+# From each flavor to the next, not from job to job.
+_queued = select(_FLAVOR.scalar_subquery().label("flavor")).cte("queued", recursive=True)
+_queued = _queued.union_all(
+    select(_FLAVOR.where(jobs.c.flavor > _queued.c.flavor).correlate(_queued).scalar_subquery()).where(
+        _queued.c.flavor.is_not(None)
+    )
+)
+_QUEUED_FLAVORS = select(_queued.c.flavor).where(_queued.c.flavor.is_not(None))
 _HELD = select(jobs.c.reservation).where(text(HOLDING), jobs.c.executor == bindparam("executor"))
 _ADMIT = (
     update(jobs)
@@ -547,6 +562,24 @@ _OLD = (
     .with_for_update(skip_locked=True)
 )
 _DELETE = delete(jobs).where(_OF_SEQ)
+
+
+@cache
+def _queue_heads(flavors: int) -> Select[Any]:
+    """Return the statement for the first waiting jobs of each of so many flavors, with the flavor last."""
+    heads = [
+        select(
+            select(jobs.c.seq)
+            .where(*_READY, jobs.c.flavor == bindparam(f"flavor_{n}"))
+            .order_by(jobs.c.seq)
+            .limit(bindparam("limit"))
+            .subquery()
+            .c.seq
+        )
+        for n in range(flavors)
+    ]
+    found = union_all(*heads).subquery()
+    return select(*JOB_COLUMNS, jobs.c.flavor).where(jobs.c.seq.in_(select(found.c.seq))).order_by(jobs.c.seq)
 
 
 @cache
