@@ -99,6 +99,9 @@ async def _refuse(exchange: Exchange, error: RunsteadError | None) -> None:
     if exchange.started:
         # Too late for a status: the server closes the connection because the announced length was not reached.
         return
+    if error is not None and not isinstance(error, NotFound):
+        # Most clients show the status alone, so what was wrong is said here.
+        log.info("the content store refused a request", path=exchange.path[:200], reason=error.message)
     if error is None:
         response = error_response(500, "InternalError", "the server failed on this request; its log says why")
     else:

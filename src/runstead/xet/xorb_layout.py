@@ -15,9 +15,9 @@ from runstead.xet.errors import InvalidXorb
 CHUNK_HEADER_BYTES = 8
 MAX_CHUNK_BYTES = 128 * 1024
 MAX_PAYLOAD_BYTES = 2 * MAX_CHUNK_BYTES
-MAX_XORB_BYTES = 64 * 1024 * 1024
-"""Of the serialized chunks, without a footer."""
 MAX_XORB_CHUNKS = 8192
+MAX_XORB_BYTES = 64 * 1024 * 1024 + CHUNK_HEADER_BYTES * MAX_XORB_CHUNKS
+"""Of the serialized chunks, without a footer. Clients fill a xorb up to 64 MiB of content and add the headers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

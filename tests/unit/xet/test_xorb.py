@@ -167,7 +167,7 @@ BROKEN = {
     "endless footer": (GOOD + b"XETBLOB\x01" + bytes(MAX_FOOTER_BYTES), "footer at byte 27"),
     "only a footer": (b"XETBLOB\x01" + bytes(100), "at least one chunk"),
     "one chunk too many": (_plain(b"x") * (MAX_XORB_CHUNKS + 1), "at most 8192"),
-    "too long": (_plain(bytes(131072)) * 512, "67108864"),
+    "too long": (_plain(bytes(131072)) * 513, "67174400"),
 }
 
 
@@ -186,7 +186,7 @@ def test_broken_headers(case):
 
 
 def test_as_large_as_a_xorb_may_be():
-    fits = _plain(bytes(131072)) * 511 + _plain(bytes(MAX_XORB_BYTES - 511 * 131080 - 8))
+    fits = _plain(bytes(131072)) * 512 + _plain(bytes(MAX_XORB_BYTES - 512 * 131080 - 8))
     assert walk_xorb(fits).stored_bytes == MAX_XORB_BYTES
     assert walk_xorb(_plain(b"x") * MAX_XORB_CHUNKS).chunk_count == MAX_XORB_CHUNKS
 
@@ -223,9 +223,9 @@ def test_building_knows_its_limits():
     for length in (0, MAX_CHUNK_BYTES + 1):
         with pytest.raises(InvalidXorb, match=f"{length} bytes"):
             builder.add(bytes(length))
-    for _ in range(511):
+    for _ in range(512):
         builder.add(bytes(MAX_CHUNK_BYTES), Scheme.NONE)
-    left = MAX_XORB_BYTES - 511 * 131080 - 8
+    left = MAX_XORB_BYTES - 512 * 131080 - 8
     assert builder.fits(left) and not builder.fits(left + 1)
     with pytest.raises(InvalidXorb, match="does not fit"):
         builder.add(os.urandom(left + 1))
