@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from runstead.logs.interface import START, LogBlock, LogStore, Position
+from runstead.logs.interface import START, LogBlock, LogPart, LogStore, Position
 from runstead.node.logformat import PREFIX_BYTES, STAMP_BYTES, encode, parse_stamp, stamp
 
 _BACKWARD_BYTES = 64 * 1024
@@ -40,6 +40,10 @@ class FileLogStore(LogStore):
     async def tail(self, job_id: str, count: int) -> Position:
         """Return the place from which on there are `count` lines now."""
         return await asyncio.to_thread(self._tail, job_id, count)
+
+    async def read_back(self, job_id: str, end: Position | None, count: int, limit_bytes: int) -> LogPart:
+        """Return the last lines before `end`."""
+        return await asyncio.to_thread(self._read_back, job_id, end, count, limit_bytes)
 
     async def end_time(self, job_id: str) -> datetime | None:
         """Return the time of the last line."""
@@ -101,6 +105,18 @@ class FileLogStore(LogStore):
                 return Position(attempt, offset)
         return Position(attempts[0], 0)
 
+    def _read_back(self, job_id: str, end: Position | None, count: int, limit_bytes: int) -> LogPart:
+        for attempt in reversed(self._attempts(job_id)):
+            if end is not None and attempt > end.attempt:
+                continue
+            path = self._path(job_id, attempt)
+            size = _whole_size(path)
+            stop = min(end.offset, size) if end is not None and attempt == end.attempt else size
+            start, lines = _lines_before(path, stop, count, limit_bytes)
+            if lines:
+                return LogPart(Position(attempt, start), lines, Position(attempt, start + len(lines)))
+        return LogPart(START, b"", START)
+
     def _end_time(self, job_id: str) -> datetime | None:
         for attempt in reversed(self._attempts(job_id)):
             path = self._path(job_id, attempt)
@@ -137,6 +153,23 @@ def _whole_lines(path: Path, offset: int, limit_bytes: int) -> bytes:
     except FileNotFoundError:
         return b""
     return data[: data.rfind(b"\n") + 1]
+
+
+def _lines_before(path: Path, stop: int, count: int, limit_bytes: int) -> tuple[int, bytes]:
+    """Return the last whole lines that end at or before `stop`, and where the first of them begins."""
+    begin = max(0, stop - limit_bytes)
+    with path.open("rb") as file:
+        file.seek(begin)
+        data = file.read(stop - begin)
+    first = 0 if begin == 0 else data.find(b"\n") + 1
+    end = data.rfind(b"\n") + 1
+    cut = end - 1
+    for _ in range(count):
+        cut = data.rfind(b"\n", first, max(cut, first))
+        if cut < 0:
+            break
+    start = first if cut < 0 else cut + 1
+    return begin + start, data[start:end]
 
 
 def _whole_size(path: Path) -> int:

@@ -31,6 +31,15 @@ class LogBlock:
     end: Position
 
 
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """Some whole lines of one attempt in their stored form, the place where they begin and the place behind them."""
+
+    start: Position
+    lines: bytes
+    end: Position
+
+
 class LogStore(ABC):
     """Keeps logs. Reading is cheap wherever it begins; no method's cost grows with what was not asked for."""
 
@@ -52,6 +61,14 @@ class LogStore(ABC):
     @abstractmethod
     async def tail(self, job_id: str, count: int) -> Position:
         """Return the place from which on there are `count` lines now, or the start if there are fewer."""
+
+    @abstractmethod
+    async def read_back(self, job_id: str, end: Position | None, count: int, limit_bytes: int) -> LogPart:
+        """Return the last lines before `end` (None: before the present end of the log), all of one attempt.
+
+        At most `count` of them and about `limit_bytes`; none only where the log begins. `limit_bytes` is larger
+        than any line can be.
+        """
 
     @abstractmethod
     async def end_time(self, job_id: str) -> datetime | None:

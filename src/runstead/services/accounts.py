@@ -129,7 +129,11 @@ class Accounts:
         """Return who holds this token. Raises Unauthenticated."""
         if not value:
             raise Unauthenticated("this needs a token: set HF_TOKEN or run `hf auth login`")
-        caller = await self._store.caller(digest(value))
+        return await self.recognize_digest(digest(value))
+
+    async def recognize_digest(self, token_digest: bytes) -> Caller:
+        """Return who holds the token with this digest: what a session remembers of a token. Raises Unauthenticated."""
+        caller = await self._store.caller(token_digest)
         if caller is None:
             raise Unauthenticated("Invalid credentials in Authorization header: no such token, or it was revoked")
         if caller.token.expires_at is not None and caller.token.expires_at <= self._clock.now():

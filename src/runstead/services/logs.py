@@ -8,6 +8,7 @@ hence never stale.
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from runstead.events.interface import JOBS, LOGS, EventBus
@@ -16,6 +17,7 @@ from runstead.model.jobs import Job
 from runstead.stores.interface import JobStore
 
 _BLOCK_BYTES = 128 * 1024
+_PART_BYTES = 512 * 1024
 _CACHED_BLOCKS = 128
 _HEAD_BYTES = 4096
 KEEPALIVE_SECONDS = 25.0  # a snapshot ends after 5 s of silence, a follower gives up after 120 (wire-jobs §9)
@@ -27,6 +29,15 @@ _STEP_PER_FOLLOWER_SECONDS = 0.0001
 
 @dataclass(frozen=True, slots=True)
 class _Block:
+    encoded: bytes
+    end: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Some lines of a log, encoded, and the places before and behind them."""
+
+    start: Position
     encoded: bytes
     end: Position
 
@@ -61,6 +72,12 @@ class Logs:
             position = await self._logs.tail(job.id, tail)
             if position != START and (marker := await self._start_marker(job)):
                 yield marker
+        async with aclosing(self.follow(job, position)) as written:
+            async for one in written:
+                yield one and one.encoded
+
+    async def follow(self, job: Job, position: Position) -> AsyncGenerator[Written | None]:
+        """Yield the log from a place on as `stream` does, with the place behind each block: where to go on from."""
         self._followers[job.id] = self._followers.get(job.id, 0) + 1
         try:
             with self._events.subscribe(LOGS, job.id) as grown, self._events.subscribe(JOBS, job.id) as changed:
@@ -69,7 +86,7 @@ class Logs:
                 while not self._closing.is_set():
                     block = await self._block(job.id, position)
                     if block is not None:
-                        yield block.encoded
+                        yield Written(position, block.encoded, block.end)
                         position = block.end
                         silent = 0.0
                         if not ended:
@@ -92,6 +109,18 @@ class Logs:
             self._followers[job.id] -= 1
             if not self._followers[job.id]:
                 del self._followers[job.id]
+
+    async def part(self, job: Job, before: Position | None, count: int) -> Written:
+        """Return up to `count` lines before a place (None: the last ones there are now); none where the log begins."""
+        found = await self._logs.read_back(job.id, before, count, _PART_BYTES)
+        return Written(found.start, self._encode(found.lines), found.end)
+
+    async def copy(self, job: Job) -> AsyncGenerator[bytes]:
+        """Yield the log as it is now, in blocks of whole lines in stored form."""
+        position = START
+        while (block := await self._logs.read(job.id, position, _BLOCK_BYTES)).lines:
+            yield block.lines
+            position = block.end
 
     async def _start_marker(self, job: Job) -> bytes | None:
         """Return the first line of the log if it is the start marker, which `tail` never hides (wire-jobs §9.1)."""

@@ -92,3 +92,31 @@ async def test_the_last_lines_are_those_of_the_whole(
         got += [line[PREFIX_BYTES:] for line in block.lines.split(b"\n")[:-1]]
         position = block.end
     assert got == raw[len(raw) - min(count, len(raw)) :]
+
+
+async def test_reading_back_goes_through_all_attempts_to_the_start(store: FileLogStore) -> None:
+    await store.append(JOB, 1, [f"a{i}" for i in range(5)], AT)
+    await store.append(JOB, 3, [f"b{i}" for i in range(3)], AT)
+    end: Position | None = None
+    found: list[list[bytes]] = []
+    while (part := await store.read_back(JOB, end, 2, 1000)).lines:
+        found.append([line[PREFIX_BYTES:] for line in part.lines.splitlines()])
+        again = await store.read(JOB, part.start, len(part.lines))
+        assert (again.lines, again.end) == (part.lines, part.end)
+        end = part.start
+    assert found == [[b"b1", b"b2"], [b"b0"], [b"a3", b"a4"], [b"a1", b"a2"], [b"a0"]]
+    assert (await store.read_back(JOB, Position(1, 0), 5, 1000)).start == START
+
+
+async def test_reading_back_is_bounded_and_takes_whole_lines(store: FileLogStore) -> None:
+    assert (await store.read_back(JOB, None, 10, 1000)).lines == b""
+    await store.append(JOB, 1, ["x" * 100] * 50, AT)
+    with store.sink(JOB, 1).open("ab") as file:
+        file.write(stamp(AT) + b" half")
+    part = await store.read_back(JOB, None, 1000, 300)
+    assert len(part.lines.splitlines()) == 2
+    assert part.lines.endswith(b"x\n")
+    beyond = await store.read_back(JOB, Position(1, 10**9), 1, 1000)
+    assert (beyond.start, beyond.end) == (Position(1, 49 * 129), Position(1, 50 * 129))
+    inside = await store.read_back(JOB, Position(1, 200), 1, 1000)
+    assert (inside.start, inside.end) == (Position(1, 0), Position(1, 129))
