@@ -2,6 +2,7 @@
 
     scripts/python scripts/bootstrap.py run       what `make run` needs: the server and one client
     scripts/python scripts/bootstrap.py test      what `make test` needs: the tools, and a client of each supported line
+    scripts/python scripts/bootstrap.py hub-tests what scripts/client-tests needs
     scripts/python scripts/bootstrap.py uv        only uv; prints where it is
 
 Needs Python 3.11 and nothing else: no uv, pip, venv or compiler. Everything it makes is in .cache, .venv and
@@ -70,12 +71,16 @@ def main(goal: str) -> None:
         else:
             environment(VENV, "dev", package=True)
         environment(ROOT / ".venvs" / DEMO_CLIENT, DEMO_CLIENT, package=False)
+    elif goal == "hub-tests":
+        environment(VENV, "dev", package=True)
+        environment(ROOT / ".venvs" / goal, goal, package=False)
     elif goal == "test":
         environment(VENV, "dev", package=True)
+        environment(ROOT / ".venvs" / "dataframes", "dataframes", package=False)
         for pins in sorted(REQUIREMENTS.glob("client-*.txt")):
             environment(ROOT / ".venvs" / pins.stem, pins.stem, package=False)
     else:
-        raise SetupError(f"unknown goal {goal}; there are uv, run and test")
+        raise SetupError(f"unknown goal {goal}; there are uv, run, test and hub-tests")
 
 
 @contextlib.contextmanager

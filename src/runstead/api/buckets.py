@@ -17,7 +17,7 @@ from runstead.api.raw_path import path_tail
 from runstead.api.sse import EventStream
 from runstead.model.accounts import Permission
 from runstead.model.buckets import Batch, Bucket
-from runstead.model.errors import Conflict, Invalid, TooLarge, Unsupported
+from runstead.model.errors import Conflict, Invalid, RepoNotFound, TooLarge, Unsupported
 from runstead.services.buckets.access import ME
 from runstead.services.buckets.batches import MOST_OPERATIONS, Operation
 from runstead.services.buckets.following import Ready, Reconnect, Reset, Told
@@ -67,6 +67,11 @@ async def page(
         query["cursor"] = make_cursor(found.cursor_key, _list_scope(namespace), following)
         headers["Link"] = f'<{base_url(request)}/api/buckets/{quote(namespace)}?{urlencode(query)}>; rel="next"'
     return JSONResponse([wire.bucket_json(bucket) for bucket in buckets], headers=headers)
+
+
+async def nameless(namespace: Namespace) -> Response:
+    """Answer to whoever leaves out the namespace of a bucket."""
+    raise RepoNotFound(f"a bucket is named namespace/name, not {namespace[:200]}")
 
 
 async def inspect(request: Request, namespace: Namespace, name: Name, caller: MaybeCallerOf) -> Response:

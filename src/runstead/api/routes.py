@@ -39,6 +39,7 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("POST", _JOB + "/auth-check/{permission}", jobs.job_auth_check),
     ("POST", "/api/repos/move", buckets.move),
     ("GET", _BUCKETS, buckets.page),
+    ("DELETE", _BUCKETS, buckets.nameless),
     ("POST", _BUCKET, buckets.create),
     ("GET", _BUCKET, buckets.inspect),
     ("DELETE", _BUCKET, buckets.delete),

@@ -67,13 +67,21 @@ class Buckets:
     async def page(
         self, caller: Caller | None, namespace: str, search: str, after: str
     ) -> tuple[list[Bucket], str | None]:
-        """Return the buckets of a namespace that the caller may see, by name, and behind which there are more."""
+        """Return the buckets of a namespace that the caller may see, by name, and behind which there are more.
+
+        A namespace of which the caller sees nothing is as one that does not exist: RepoNotFound.
+        """
         if namespace == ME:
             namespace = known(caller).user.name
-        if not is_bucket_name(namespace) or "\0" in search:
+        if not is_bucket_name(namespace):
+            raise _no_namespace(namespace)
+        if "\0" in search:
             return [], None
         with_private = caller is not None and caller.may(Permission.READ, namespace)
         found = await self._store.page(namespace, search, after, _BUCKETS_PER_PAGE + 1, with_private=with_private)
+        is_own = caller is not None and caller.namespace(namespace) is not None
+        if not found and not is_own and not await self._store.page(namespace, "", "", 1, with_private=False):
+            raise _no_namespace(namespace)
         more = len(found) > _BUCKETS_PER_PAGE
         return found[:_BUCKETS_PER_PAGE], found[_BUCKETS_PER_PAGE - 1].name if more else None
 
@@ -154,6 +162,10 @@ class Buckets:
         if file is None:
             raise EntryNotFound(f"there is no such file in {bucket.path}: {path[:200]}")
         return bucket, file
+
+
+def _no_namespace(namespace: str) -> RepoNotFound:
+    return RepoNotFound(f"there is no namespace of that name with buckets: {namespace[:200]}")
 
 
 def _may_exist(namespace: str, name: str) -> bool:
