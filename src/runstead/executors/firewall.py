@@ -5,8 +5,10 @@ jobs, and of link-local addresses (a cloud's credentials live there) only name s
 what this machine itself begins.
 """
 
+import shutil
 import socket
 import struct
+import subprocess
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -65,6 +67,30 @@ class Firewall:
         with NetlinkSocket(NETLINK_NETFILTER) as kernel:
             kernel.do_batch(_SUBSYSTEM, [_message(_NEWTABLE, NLM_F_CREATE, table), _message(_DELTABLE, 0, table)])
 
+    def allow_in_iptables(self) -> None:
+        """Make an exception where another program's policy drops what is forwarded or comes in (Docker, ufw).
+
+        Rules of ours in nftables cannot: a packet must pass every table.
+        """
+        for chain in ("FORWARD", "INPUT"):
+            if "-P " + chain + " DROP" in _iptables("-S", chain):
+                for rule in self._exceptions(chain):
+                    if _iptables("-C", chain, *rule) == _FAILED:
+                        _iptables("-I", chain, "1", *rule)
+
+    def forget_in_iptables(self) -> None:
+        """Take the exceptions away."""
+        for chain in ("FORWARD", "INPUT"):
+            for rule in self._exceptions(chain):
+                _iptables("-D", chain, *rule)
+
+    def _exceptions(self, chain: str) -> list[list[str]]:
+        answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"]
+        if chain == "FORWARD":
+            return [["-i", self.bridge, "-j", "ACCEPT"], ["-o", self.bridge, *answers]]
+        service = ["-d", str(self.address), "-p", "tcp", "--dport", str(self.port), "-j", "ACCEPT"]
+        return [["-i", self.bridge, *answers], *([["-i", self.bridge, *service]] if self.port else [])]
+
     def _input(self) -> list[list[bytes]]:
         mine = _name(_IIFNAME, self.bridge)
         rules = [[*mine, *_is_answer(), _verdict(_ACCEPT)]]
@@ -95,6 +121,21 @@ class Firewall:
     def _rule(self, chain: str, expressions: list[bytes]) -> Message:
         body = text(1, self.table) + text(2, chain) + nested(4, *expressions)
         return _message(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)
+
+
+_FAILED = ""
+
+
+def _iptables(*arguments: str) -> str:
+    """Run iptables where there is one; what it says, or _FAILED."""
+    program = shutil.which("iptables")
+    if program is None:
+        return _FAILED
+    try:
+        done = subprocess.run([program, "-w", *arguments], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return _FAILED
+    return _FAILED if done.returncode else done.stdout or "done"
 
 
 def _message(kind: int, flags: int, body: bytes) -> Message:

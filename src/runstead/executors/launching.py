@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import runstead
 from runstead.model.errors import BackendFailure, Unavailable
-from runstead.node import framing, launcher
+from runstead.node import framing, launcher, syscalls
 
 _PREFIX = "launcher-"
 _START_SECONDS = 20.0
@@ -27,11 +27,15 @@ class Launcher:
         self._data_dir = data_dir
         self._node = data_dir / "node"
         self._name = f"{_PREFIX}{_version()}"
+        self._instance = ""
         self._folder = -1
         self._starting = asyncio.Lock()
 
-    async def open(self) -> None:
+    async def open(self, instance: str) -> None:
         """Start the launcher when it is not there, and ask those of other versions to leave."""
+        self._instance = instance
+        if not syscalls.LINUX and len(os.fsencode(self._node / self._name)) > 100:
+            raise Unavailable(f"the data directory's path is too long for sockets on this system: {self._data_dir}")
         self._folder = os.open(self._node, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         await self.ask({"op": "hello"})
         for path in await asyncio.to_thread(lambda: list(self._node.glob(_PREFIX + "*"))):
@@ -102,13 +106,13 @@ class Launcher:
     def _spawn(self) -> None:
         """Start a launcher and wait until it listens. Its environment has nothing of ours."""
         source = str(Path(runstead.__file__).parent.parent)
-        code = (
-            f"import sys; sys.path.insert(0, {source!r}); from runstead.node.launcher import main; main(*sys.argv[1:])"
-        )
+        path = f"import sys; sys.path.insert(0, {source!r}); "
+        code = f"{path}from runstead.node.launcher import main; main(*sys.argv[1:])"
+        farewell = f"{path}from runstead.executors.network import sweep; sweep({self._instance!r})"
         with (self._node / "launcher.log").open("ab") as log:
             try:
                 subprocess.run(
-                    [sys.executable, "-I", "-S", "-c", code, str(self._data_dir), self._name],
+                    [sys.executable, "-I", "-S", "-c", code, str(self._data_dir), self._name, farewell],
                     cwd="/",
                     env={"PATH": os.defpath, "LANG": "C.UTF-8"},
                     stdin=subprocess.DEVNULL,

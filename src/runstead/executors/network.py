@@ -1,6 +1,6 @@
 """A network of its own for each job: a bridge, a pool of ready network namespaces, rules around it.
 
-Needs root. A namespace is kept by a bind mount in `<data_dir>/node/net`, so it outlives the server, and a
+Needs root. A namespace is kept by a bind mount in `/run/runstead-<instance>`, so it outlives the server, and a
 claim file beside it says which attempt uses it. It belongs to the machine's own user namespace: a job cannot
 change its addresses or routes and cannot open raw sockets.
 """
@@ -21,7 +21,7 @@ from runstead.executors import netlink
 from runstead.executors.firewall import Firewall
 from runstead.executors.netlink import NETLINK_ROUTE, NetlinkSocket
 from runstead.model.errors import Unavailable
-from runstead.node import syscalls
+from runstead.node import cgroups, syscalls
 
 _BRIDGE_PREFIX, _PORT_PREFIX = "rsb", "rsv"
 _READY = 4  # namespaces kept ready; a busy executor makes more while jobs start
@@ -33,9 +33,9 @@ _INSIDE_INDEX = 2
 class JobNetwork:
     """The private network of one executor."""
 
-    def __init__(self, node: Path, instance: str, subnet: str | None, server_port: int | None) -> None:
-        self._folder = node / "net"
-        self._state_path = node / "network.json"
+    def __init__(self, instance: str, subnet: str | None = None, server_port: int | None = None) -> None:
+        self._folder = Path(f"/run/runstead-{instance}")
+        self._state_path = self._folder / "state.json"
         self._instance = instance[:8]
         self._bridge = _BRIDGE_PREFIX + self._instance
         self._wanted_subnet = IPv4Network(subnet) if subnet else None
@@ -65,7 +65,7 @@ class JobNetwork:
         """Stop making namespaces; with `remove` take away everything."""
         await asyncio.gather(*self._making, return_exceptions=True)
         if remove:
-            await asyncio.get_running_loop().run_in_executor(self._maker, self._remove_all)
+            await asyncio.get_running_loop().run_in_executor(self._maker, self.remove_all)
         self._maker.shutdown(wait=True)
         if self._machine_namespace >= 0:
             os.close(self._machine_namespace)
@@ -130,6 +130,7 @@ class JobNetwork:
 
     def _open(self, attempts: Path) -> None:
         self._machine_namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._mount_folder()
         state = self._read_state()
         subnet = self._wanted_subnet or (IPv4Network(state["subnet"]) if "subnet" in state else None)
         self._subnet = subnet or _free_subnet(self._instance)
@@ -138,9 +139,9 @@ class JobNetwork:
         self._state_path.write_text(json.dumps({**state, "subnet": str(self._subnet)}), encoding="ascii")
         self._make_bridge()
         self._firewall().apply()
+        self._firewall().allow_in_iptables()
         _FORWARDING.write_text("1")
         self._mtu = _uplink_mtu()
-        self._mount_folder()
         self._adopt(attempts)
 
     def _firewall(self) -> Firewall:
@@ -166,11 +167,11 @@ class JobNetwork:
         return netlink.add_address(index, address.packed, self._subnet.prefixlen, self._subnet.broadcast_address.packed)
 
     def _mount_folder(self) -> None:
-        """Mount a small tmpfs that no bind mount of the directories above takes along: jobs would keep it alive."""
-        self._folder.mkdir(exist_ok=True)
+        """Mount a small tmpfs that is private, so that other mount namespaces do not keep ours alive."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         if not self._folder.is_mount():
             syscalls.mount("tmpfs", str(self._folder), "tmpfs", syscalls.MS_NOSUID, "mode=700,size=4m")
-        syscalls.mount(None, str(self._folder), None, syscalls.MS_UNBINDABLE)
+        syscalls.mount(None, str(self._folder), None, syscalls.MS_PRIVATE)
 
     def _adopt(self, attempts: Path) -> None:
         """Take over what an earlier server left: ready namespaces, and those of attempts that never were."""
@@ -181,13 +182,16 @@ class JobNetwork:
                 self._used[name] = path.name.removesuffix(".used")
             else:
                 self._delete(path.name.removesuffix(".used"))
-        for path in list(self._folder.iterdir()):
-            if path.suffix == ".used" or path.name in self._used.values():
+        for path in self._namespaces():
+            if path.name in self._used.values():
                 continue
             if path.is_mount() and Path("/sys/class/net", self._port(path.name)).exists():
                 self._ready.append(path.name)
             elif time.time() - path.stat().st_mtime > _UNCLAIMED_SECONDS:  # nobody is making it just now
                 self._delete(path.name)
+
+    def _namespaces(self) -> list[Path]:
+        return [path for path in self._folder.iterdir() if path.suffix != ".used" and path != self._state_path]
 
     def _port(self, address: str) -> str:
         return f"{_PORT_PREFIX}{self._instance[:6]}{int(IPv4Address(address)) & 0xFFFF:04x}"
@@ -241,12 +245,17 @@ class JobNetwork:
         with NetlinkSocket(NETLINK_ROUTE) as kernel:
             kernel.do(netlink.set_up(_INSIDE_INDEX), netlink.default_route(_INSIDE_INDEX, self._subnet[1].packed))
 
-    def _remove_all(self) -> None:
+    def remove_all(self) -> None:
+        """Take everything away, whoever made it; may block."""
+        state: dict[str, str] = {}
         if self._folder.is_mount():
-            for path in list(self._folder.iterdir()):
-                if path.suffix != ".used":
-                    self._delete(path.name)
+            state = self._read_state()
+            self._subnet = IPv4Network(state.get("subnet", str(self._subnet)))
+            for path in self._namespaces():
+                self._delete(path.name)
             syscalls.unmount(str(self._folder), syscalls.MNT_DETACH)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
         with NetlinkSocket(NETLINK_ROUTE) as kernel:
             for link in Path("/sys/class/net").iterdir():
                 if link.name.startswith(_PORT_PREFIX + self._instance[:6]):
@@ -255,14 +264,22 @@ class JobNetwork:
             with contextlib.suppress(OSError):
                 kernel.do(netlink.delete_link(self._bridge))
         self._firewall().remove()
-        self._restore_forwarding()
-        self._state_path.unlink(missing_ok=True)
+        self._firewall().forget_in_iptables()
+        self._restore_forwarding(state)
 
-    def _restore_forwarding(self) -> None:
+    def _restore_forwarding(self, state: dict[str, str]) -> None:
         """Forward no more, if nobody did before us and no other executor of ours does."""
         others = [link for link in Path("/sys/class/net").iterdir() if link.name.startswith(_BRIDGE_PREFIX)]
-        if self._read_state().get("forwarding") == "0" and not others:
+        if state.get("forwarding") == "0" and not others:
             _FORWARDING.write_text("0")
+
+
+def sweep(instance: str) -> None:
+    """Take away what an executor made whose data directory is gone, and its server with it."""
+    network = JobNetwork(instance)
+    with contextlib.suppress(OSError):
+        network.remove_all()
+    cgroups.release_places(cgroups.find_places(f"runstead-{instance}")[0])
 
 
 def _free_subnet(instance: str) -> IPv4Network:

@@ -22,11 +22,18 @@ from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.launching import Launcher
 from runstead.executors.machine import find_machine, gpu_devices, gpu_usage, shared_gpu_devices
 from runstead.executors.network import JobNetwork
-from runstead.executors.view import Programs, find_programs, isolated_view, plain_view, prepare_tools
+from runstead.executors.view import (
+    Programs,
+    find_programs,
+    isolated_view,
+    missing_name_service,
+    plain_view,
+    prepare_tools,
+)
 from runstead.model.errors import BackendFailure, Invalid, Unavailable
 from runstead.model.hardware import Machine
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation, Usage
-from runstead.node import cgroups, framing, places, removal, rundir, syscalls
+from runstead.node import cgroups, framing, places, processes, removal, rundir, syscalls
 from runstead.node.request import NO_NETWORK, Request, View
 
 KIND = "process"
@@ -104,7 +111,7 @@ class ProcessExecutor(Executor):
         """Start the launcher and find out by trying what this machine allows."""
         programs = await asyncio.to_thread(self._prepare)
         self._listen()
-        await self._launcher.open()
+        await self._launcher.open(self._instance)
         machine = self._settings.machine or await asyncio.to_thread(find_machine, self._data_dir)
         self._places, missing = await asyncio.to_thread(cgroups.find_places, f"runstead-{self._instance}")
         missing += await self._find_isolation(programs, machine)
@@ -259,7 +266,7 @@ class ProcessExecutor(Executor):
             return []
         failure = "needs a server that runs as root, and namespaces"
         if self._isolation == "root":
-            network = JobNetwork(self._node, self._instance, self._settings.subnet, self._settings.server_port)
+            network = JobNetwork(self._instance, self._settings.subnet, self._settings.server_port)
             try:
                 await network.open(self._node / "attempts")
             except OSError as error:
@@ -267,7 +274,7 @@ class ProcessExecutor(Executor):
             else:
                 self._network = network
                 self._view = await asyncio.to_thread(self._find_view, programs, machine)
-                return []
+                return missing_name_service()
         if wish == "private":
             raise Unavailable(f"network = private is not possible here: {failure}")
         return [f"jobs share this machine's network and its ports: {failure}"]
@@ -444,11 +451,16 @@ class ProcessExecutor(Executor):
             return None
         group = cgroups.Group(cast("list[list[str]]", facts["cgroups"]), name)
         address = facts.get("address")
+        cpu_seconds, memory_bytes = group.cpu_seconds(), group.memory_bytes()
+        if cpu_seconds is None or memory_bytes is None:
+            found = processes.usage(int(facts["supervisor"]))
+            cpu_seconds = found[0] if cpu_seconds is None else cpu_seconds
+            memory_bytes = found[1] if memory_bytes is None else memory_bytes
         received, sent = self._network.traffic(address) if self._network and address else (0, 0)
         return Usage(
             at=datetime.fromtimestamp(time.time(), UTC),
-            cpu_seconds=group.cpu_seconds() or 0.0,
-            memory_used_bytes=group.memory_bytes() or 0,
+            cpu_seconds=cpu_seconds,
+            memory_used_bytes=memory_bytes,
             rx_bytes=received,
             tx_bytes=sent,
             gpus=gpu_usage(tuple(cast("list[str]", facts.get("gpu_ids", [])))),

@@ -203,6 +203,15 @@ def resolver_text(private_network: bool) -> str:
     return upstream if nameservers(upstream) else text
 
 
+def missing_name_service() -> list[str]:
+    """Say so when jobs in a network of their own cannot reach any name server of this machine's."""
+    servers = nameservers(resolver_text(private_network=True))
+    if any(not _is_loopback(server) for server in servers):
+        return []
+    found = ", ".join(servers) or "none"
+    return [f"jobs cannot resolve names: name a server in /etc/resolv.conf that is not on loopback ({found})"]
+
+
 def nameservers(text: str) -> list[str]:
     """Return the addresses in a resolv.conf."""
     lines = (line.split() for line in text.splitlines())

@@ -130,7 +130,7 @@ def _enable(group: str, *, leave: bool) -> None:
 
 
 def _is_ours(pid: int) -> bool:
-    """Say whether a process is a child, a launcher or a supervisor of ours."""
+    """Say whether a process is the server, a launcher or a supervisor."""
     return b"runstead" in _read_bytes(f"/proc/{pid}/cmdline")
 
 

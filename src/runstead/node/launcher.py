@@ -4,7 +4,10 @@ Started by the executor as a daemon, found again by the next server through its 
 the data directory is or when nobody talked to it for an hour. It never reads a request: the forked child does,
 so that secrets are only where the job is.
 
-    python -I -S -c "..." <data_dir> <socket name>     (see executors/launching.py)
+    python -I -S -c "..." <data_dir> <socket name> <farewell>     (see executors/launching.py)
+
+The farewell is Python to run when the data directory has vanished: what a server that was killed left on the
+machine has nobody else to take it away.
 """
 
 import fcntl
@@ -15,7 +18,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 
 from runstead.node import framing, rundir, supervise, syscalls
 from runstead.node.request import Request
@@ -25,7 +27,7 @@ _LOOK_SECONDS = 5.0
 _SETTLE_SECONDS = 30.0  # how long a starter may take, for another one who waits for it
 
 
-def main(data_dir: str, name: str) -> None:
+def main(data_dir: str, name: str, farewell: str) -> None:
     """Become a daemon that listens on `name` in the node directory; return when it does, or one did already."""
     node = os.path.join(data_dir, "node")
     lock = os.open(os.path.join(node, name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -52,6 +54,8 @@ def main(data_dir: str, name: str) -> None:
     gc.freeze()
     gc.disable()
     _serve(listener, data_dir, folder, lock)
+    if syscalls.LINUX and not os.path.isdir(node):
+        os.posix_spawn(sys.executable, [sys.executable, "-I", "-c", farewell], os.environ)
 
 
 def _serve(listener: socket.socket, data_dir: str, folder: int, lock: int) -> None:
@@ -81,8 +85,8 @@ def _serve(listener: socket.socket, data_dir: str, folder: int, lock: int) -> No
         os.close(lock)  # else a supervisor would hold it, and no other launcher could follow this one
         try:
             _handle(connection, data_dir)
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
             os._exit(1)
         os._exit(0)
 
@@ -155,7 +159,3 @@ def _protect() -> None:
                 file.write("-900")
         except OSError:
             pass
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])

@@ -116,6 +116,7 @@ def _own_folders(root: str, folder: str, owner: int | None) -> None:
             os.mkdir(root + path)
         syscalls.mount(own, root + path, None, MS_BIND)
         syscalls.restrict(root + path, MS_NOSUID | MS_NODEV, recursive=False)
+    os.mkdir(root + "/home")
     os.mkdir(root + "/run")
     if owner is not None:
         os.chown(root + "/run", owner, owner)

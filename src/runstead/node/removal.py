@@ -48,9 +48,12 @@ def remove(data_dir: str, name: str) -> None:
         shared = os.path.join(places.owner_path(data_dir, str(facts["namespace"])), "env")
         delete_tree(os.path.join(shared, "venvs", name))
     # What says how to give things back goes last.
-    for entry in os.listdir(path):
-        if entry not in (rundir.ATTEMPT, rundir.LOCK):
-            delete_tree(os.path.join(path, entry))
+    try:
+        for entry in os.listdir(path):
+            if entry not in (rundir.ATTEMPT, rundir.LOCK):
+                delete_tree(os.path.join(path, entry))
+    except FileNotFoundError:  # somebody else removes it as well
+        pass
     delete_tree(path)
 
 
@@ -62,9 +65,8 @@ def _end(path: str, facts: "dict[str, Any] | None") -> None:
     if _gone_within(path, _GRACE_SECONDS):
         return
     supervisor = facts.get("supervisor") if facts else None
-    if isinstance(supervisor, int):
+    if isinstance(supervisor, int) and processes.is_ours(supervisor):
         try:
-            # The lock is held, so the number is still its holder's, or that of nobody.
             os.kill(supervisor, signal.SIGKILL)
         except ProcessLookupError:
             pass
@@ -101,20 +103,25 @@ def _empty(group: cgroups.Group, name: str, *, plain: bool) -> None:
 
 
 def delete_tree(path: str) -> None:
-    """Delete a directory, file or link with all below it. Never follows a link; nothing there is no error."""
+    """Delete a directory, file or link with all below it; nothing there is no error.
+
+    Never follows a link, not even where other jobs put links in the way meanwhile: they can write beside it.
+    """
     parent, name = os.path.split(path)
     try:
-        folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         return
+    waiting = [name]
     try:
-        _delete(folder, name, 0, folder)
+        while waiting:
+            _delete(folder, waiting.pop(), 0, folder, waiting)
     finally:
         os.close(folder)
 
 
-def _delete(folder: int, name: str, depth: int, top: int) -> None:
-    """Delete an entry of an open directory; what lies very deep is moved up first, to `top`."""
+def _delete(folder: int, name: str, depth: int, top: int, waiting: list[str]) -> None:
+    """Delete an entry of an open directory; what lies very deep is moved up to `top`, to be deleted later."""
     try:
         if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=folder)
@@ -124,14 +131,17 @@ def _delete(folder: int, name: str, depth: int, top: int) -> None:
     if depth >= _DEPTH:
         moved = f".deep-{os.urandom(8).hex()}"
         os.rename(name, moved, src_dir_fd=folder, dst_dir_fd=top)
-        _delete(top, moved, 0, top)
+        waiting.append(moved)
         return
-    inner = _open_folder(folder, name)
+    try:
+        inner = _open_folder(folder, name)
+    except FileNotFoundError:
+        return
     try:
         with os.scandir(inner) as entries:
             names = [entry.name for entry in entries]
         for entry in names:
-            _delete(inner, entry, depth + 1, top)
+            _delete(inner, entry, depth + 1, top, waiting)
     finally:
         os.close(inner)
     try:
@@ -141,13 +151,26 @@ def _delete(folder: int, name: str, depth: int, top: int) -> None:
 
 
 def _open_folder(folder: int, name: str) -> int:
-    """Open a directory to empty it, also one that its owner made read-only."""
+    """Open a directory to empty it, also one that its owner closed to himself."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        os.chmod(name, 0o700, dir_fd=folder) if not os.access(
-            name, os.R_OK | os.W_OK | os.X_OK, dir_fd=folder
-        ) else None
-        return os.open(name, flags, dir_fd=folder)
+        found = os.open(name, flags, dir_fd=folder)
     except PermissionError:
-        os.chmod(name, 0o700, dir_fd=folder)
+        _allow(folder, name)
         return os.open(name, flags, dir_fd=folder)
+    if os.geteuid() != 0 and not os.fstat(found).st_mode & stat.S_IWUSR:
+        os.fchmod(found, 0o700)
+    return found
+
+
+def _allow(folder: int, name: str) -> None:
+    """Make a directory accessible, and surely that and not what a link leads to."""
+    if not hasattr(os, "O_PATH"):
+        os.chmod(name, 0o700, dir_fd=folder, follow_symlinks=False)
+        return
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if stat.S_ISDIR(os.fstat(found).st_mode):
+            os.chmod(f"/proc/self/fd/{found}", 0o700)
+    finally:
+        os.close(found)

@@ -92,6 +92,7 @@ class Supervisor:
         else:
             started = time.time()
             self._started_at = started
+            self._request.environment = {}  # the job has it; nobody else needs its secrets any more
             self._deadline = time.monotonic() + self._request.timeout_seconds
             rundir.write_json(
                 os.path.join(self._path, rundir.STARTED), {"started_at": started, "supervisor": os.getpid()}

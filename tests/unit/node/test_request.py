@@ -1,0 +1,63 @@
+"""What travels to the launcher arrives as it was."""
+
+import socket
+
+from runstead.node import framing
+from runstead.node.request import Request, View
+
+
+def _request() -> Request:
+    view = View(
+        trees=["/usr"],
+        links=[["/bin", "usr/bin"]],
+        hidden=[],
+        binds=[],
+        files=[],
+        sys=[],
+        python="/usr/bin/python3",
+        python_version="3.11.7",
+        pip_paths=[],
+        path="/usr/bin",
+        environment={},
+    )
+    return Request(
+        job_id="a" * 24,
+        attempt=1,
+        namespace="alice",
+        argv=["echo", "ü \udcff\n", ""],
+        environment={"TOKEN": "s\udc80"},
+        cpu_millicores=1,
+        memory_bytes=2,
+        pids_limit=3,
+        devices=[],
+        timeout_seconds=4,
+        grace_seconds=5,
+        log_path="/x",
+        log_not_before=6,
+        log_limit_bytes=7,
+        preamble=["p"],
+        isolation="root",
+        network=None,
+        address=None,
+        cgroups=[["v2", "/x"]],
+        view=view,
+    )
+
+
+def test_a_request_survives_the_journey() -> None:
+    sent = _request()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(framing.encode(sent.to_message()))
+        message = framing.receive(theirs)
+    assert message is not None
+    assert message["op"] == "start"
+    assert Request.from_message(message).to_message() == sent.to_message()
+
+
+def test_half_a_message_is_none() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(framing.encode({"a": "b"})[:-1])
+        assert framing.receive(theirs) is None
