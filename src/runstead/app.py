@@ -26,7 +26,7 @@ from runstead.events.local import LocalEventBus
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.machine import find_machine
 from runstead.executors.process import ProcessExecutor, ProcessSettings
-from runstead.kit.clock import SystemClock
+from runstead.kit.clock import Clock, SystemClock
 from runstead.kit.loops import forever
 from runstead.kit.settings import Settings
 from runstead.logs.files import FileLogStore
@@ -103,6 +103,23 @@ async def open_accounts(settings: Settings) -> AsyncGenerator[Accounts]:
         await database.close()
 
 
+@asynccontextmanager
+async def open_keeping(settings: Settings) -> AsyncGenerator[Keeping]:
+    """Open the history of a server's buckets, whether it runs or not."""
+    _make_private(settings.server.data_dir)
+    database = await open_database(settings.database_url)
+    try:
+        clock = SystemClock()
+        content = build_content(settings, database, clock, load_key(settings.server.data_dir / "secret.key"))
+        try:
+            stores = SqlBucketStore(database), SqlBucketLog(database)
+            yield Keeping(*stores, content, LocalEventBus(), clock, settings.storage.history_days)
+        finally:
+            content.close()
+    finally:
+        await database.close()
+
+
 def build_executor(settings: Settings, wake: Callable[[str, str], None], port: int | None = None) -> Executor:
     """Return the executor that the settings name. `port` is the server's, the one thing of it jobs may reach."""
     chosen = settings.executor
@@ -120,6 +137,12 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
         ),
         wake,
     )
+
+
+def build_content(settings: Settings, database: Database, clock: Clock, key: bytes) -> StoredContent:
+    """Return the stored content of a server."""
+    limits = ContentLimits(url_seconds=settings.storage.url_seconds)
+    return StoredContent(SqlContentStore(database), build_objects(settings), clock, key, limits)
 
 
 def build_objects(settings: Settings) -> ObjectStore:
@@ -270,13 +293,7 @@ class _Server:
         self._sweeper = Sweeper(self._store, log_store, clock, settings.jobs.retention_days)
         self.logs = Logs(self._store, log_store, events, encode_log_lines, b"===== Job started")
         self.metrics = JobMetrics(self._store, executor, hardware, events, clock)
-        self.content = StoredContent(
-            SqlContentStore(database),
-            build_objects(settings),
-            clock,
-            key,
-            ContentLimits(url_seconds=settings.storage.url_seconds),
-        )
+        self.content = build_content(settings, database, clock, key)
         bucket_store, bucket_log = SqlBucketStore(database), SqlBucketLog(database)
         buckets = Buckets(bucket_store, self.content, events, clock)
         self.following = Following(bucket_store, bucket_log, events)

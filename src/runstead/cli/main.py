@@ -21,6 +21,7 @@ COMMANDS = {
     "user": "runstead.cli.user",
     "org": "runstead.cli.org",
     "token": "runstead.cli.token",
+    "bucket": "runstead.cli.bucket",
     "config": "runstead.cli.config",
     "doctor": "runstead.cli.doctor",
 }
