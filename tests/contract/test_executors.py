@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -40,7 +41,7 @@ class Row:
 
 def _process(isolation: str) -> Callable[[Path, Callable[[str, str], None]], Executor]:
     def build(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
-        settings = ProcessSettings(isolation=isolation, log_limit_bytes=1 << 30, grace_seconds=1.0)
+        settings = ProcessSettings(isolation=isolation, grace_seconds=1.0, pids_limit=128)
         return ProcessExecutor(data_dir, settings, wake)
 
     return build
@@ -781,3 +782,136 @@ async def test_python_and_its_packages_are_the_jobs_own(site: Site) -> None:
     assert text.startswith("True\n1\npip ")
     record, text = await site.shell('python -c "import mine"')
     assert record.exit_code == 1
+
+
+_SERVER = """
+import asyncio, importlib.util, pickle, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("suite", sys.argv[1])
+suite = importlib.util.module_from_spec(spec)
+sys.modules["suite"] = suite
+spec.loader.exec_module(suite)
+async def main():
+    row = next(row for row in suite.ROWS if row.name == sys.argv[2])
+    executor = row.build(Path(sys.argv[3]), lambda kind, job_id: None)
+    await executor.open()
+    print("open", flush=True)
+    launch = suite.plain_launch(sys.stdin.readline().strip(), Path(sys.argv[4]))
+    await executor.start(launch)
+    print("started", flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+def plain_launch(job_id: str, log_dir: Path) -> Launch:
+    """A launch that two processes can make alike."""
+    return Launch(
+        job_id=job_id,
+        attempt=1,
+        namespace="alice",
+        image="",
+        argv=("sh", "-c", "echo once; sleep 0.2; echo end"),
+        environment={},
+        cpu_millicores=1000,
+        memory_bytes=_MEMORY,
+        disk_bytes=None,
+        gpu_ids=(),
+        timeout_seconds=60,
+        log_path=log_dir / f"{job_id}.log",
+        log_not_before=datetime.fromtimestamp(0, UTC),
+        preamble=(),
+    )
+
+
+@pytest.mark.parametrize("wait_seconds", [0.001, 0.004, 0.008, 0.02, None])
+async def test_the_death_of_the_server_while_it_starts_something(site: Site, wait_seconds: float | None) -> None:
+    launch = plain_launch(new_id(datetime.now(UTC)), site.log_dir)
+    arguments = [__file__, site.row.name, str(site.data_dir), str(site.log_dir)]
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _SERVER, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    assert await server.stdout.readline() == b"open\n"
+    server.stdin.write(launch.job_id.encode() + b"\n")
+    await server.stdin.drain()
+    if wait_seconds is None:
+        assert await server.stdout.readline() == b"started\n"
+    else:
+        await asyncio.sleep(wait_seconds)
+    server.kill()
+    await server.wait()
+    await site.restart()
+    handle = await site.start(launch)
+    assert await site.executor.start(launch) == handle
+    seen = await site.ended(handle)
+    assert seen.state is AttemptState.EXITED
+    assert seen.exit is not None
+    assert (seen.exit.reason, seen.exit.exit_code) == (ExitReason.EXITED, 0)
+    assert site.lines(launch) == ["once", "end"]
+
+
+async def test_processes_are_bounded(site: Site) -> None:
+    if any("processes" in text for text in site.capabilities.missing):
+        pytest.skip("no limit of processes here")
+    program = (
+        "import os, time\nn = 0\ntry:\n"
+        " while n < 1000:\n"
+        "  if os.fork() == 0: time.sleep(60)\n"
+        "  n += 1\n"
+        "except OSError: pass\n"
+        "print(n < 200)"
+    )
+    launch = site.launch("python3", "-c", program)
+    assert (await site.run(launch)).exit_code == 0
+    assert site.lines(launch) == ["True"]
+
+
+async def test_uv_runs_with_packages_and_is_fast_the_second_time(site: Site) -> None:
+    script = "uv run --no-project --with six python -c 'import six; print(six.__name__)'"
+    first, text = await site.shell(script, memory_bytes=1 << 30)
+    if "ailed to fetch" in text:
+        pytest.skip("no package index here")
+    assert first.exit_code == 0, text
+    assert text.endswith("six")
+    second, text = await site.shell(script, memory_bytes=1 << 30)
+    assert text == "six" or text.endswith("\nsix")
+    assert "warning" not in text
+    assert second.started_at is not None
+    assert second.finished_at - second.started_at < timedelta(seconds=5)
+    record, text = await site.shell("uv pip install six && python -c 'import six'", memory_bytes=1 << 30)
+    assert record.exit_code == 0, text
+    assert "warning" not in text
+
+
+async def test_two_servers_on_one_machine_leave_each_other_alone(site: Site, tmp_path: Path) -> None:
+    launch = site.launch("sh", "-c", "echo ready; sleep 60")
+    handle = await site.start(launch)
+    await site.line(launch, "ready")
+    (tmp_path / "other").mkdir()
+    other = site.row.build(tmp_path / "other", lambda _kind, _job_id: None)
+    capabilities = await other.open()
+    assert capabilities.instance != site.capabilities.instance
+    if capabilities.private_network:
+        assert capabilities.host_address != site.capabilities.host_address
+    [seen] = await other.poll([handle])
+    assert seen.state is AttemptState.LOST  # not its own
+    await other.close()
+    assert (await site.look(handle)).state is AttemptState.RUNNING
+    record, text = await site.shell("echo still")
+    assert (record.exit_code, text) == (0, "still")
+
+
+async def test_a_data_directory_that_vanishes_leaves_nothing(site: Site, tmp_path: Path) -> None:
+    data_dir = tmp_path / "lost"
+    data_dir.mkdir()
+    executor = site.row.build(data_dir, lambda _kind, _job_id: None)
+    capabilities = await executor.open()
+    assert _leavings(data_dir, capabilities.instance)
+    site.row.abandon(executor)
+    await asyncio.to_thread(shutil.rmtree, data_dir)
+    async with asyncio.timeout(20):
+        while left := _leavings(data_dir, capabilities.instance):
+            await asyncio.sleep(0.1)
+    assert not left
