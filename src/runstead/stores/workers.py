@@ -92,7 +92,7 @@ class Workers:
         try:
             while (first := self._queue.get()) is not None:
                 tasks, last = self._more(first)
-                worker.perform(tasks)
+                _perform(worker, tasks)
                 answer(tasks)
                 worker.rest()
                 if last:
@@ -112,6 +112,15 @@ class Workers:
                 return tasks, True
             tasks.append(task)
         return tasks, False
+
+
+def _perform(worker: Worker, tasks: list[Task]) -> None:
+    """Perform the tasks; a defect in a worker must not leave its callers waiting for ever."""
+    try:
+        worker.perform(tasks)
+    except BaseException as error:
+        for task in tasks:
+            task.error = task.error or error
 
 
 def answer(tasks: Iterable[Task]) -> None:

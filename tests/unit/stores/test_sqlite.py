@@ -124,6 +124,17 @@ async def test_a_reader_cannot_write(database: SqliteDatabase) -> None:
     assert await stored(database) == []
 
 
+async def test_a_reader_survives_work_that_breaks_its_transaction(database: SqliteDatabase) -> None:
+    def breaking(transaction: Transaction) -> None:
+        transaction.run(text("COMMIT"))
+        transaction.run(text("COMMIT"))
+
+    for _ in range(5):
+        with pytest.raises(BackendFailure):
+            await database.read(breaking, consistent=True)
+    assert await stored(database) == []
+
+
 async def test_a_consistent_read_sees_one_state(database: SqliteDatabase) -> None:
     began, go_on = threading.Event(), threading.Event()
 
