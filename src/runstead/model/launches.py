@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from runstead.model.volumes import Mount
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -26,6 +28,7 @@ class Launch:
     log_path: Path  # the supervisor appends here, in the format of runstead.node.logformat
     log_not_before: datetime  # no line may be stamped earlier: attempts share one monotone log
     preamble: tuple[str, ...]  # lines written to the log before any output
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
