@@ -153,7 +153,7 @@ def ended(
     """The job ends by itself, well or not."""
     if failure is None:
         return _terminal(job, Stage.COMPLETED, None, None, now, record)
-    text = f"{failure}: {reason}"
+    text = f"{failure}: {_clean(reason)}"
     if job.spec.attempts > 1:
         text += f" (attempt {job.attempt} of {job.spec.attempts})"
     return _terminal(job, Stage.ERROR, failure, text, now, record)
@@ -167,7 +167,8 @@ def retry(job: Job, failure: FailureClass, reason: str, now: datetime, record: E
         Phase.WAITING,
         Stage.SCHEDULING,
         now,
-        message=f"attempt {job.attempt} of {job.spec.attempts} failed ({failure}: {reason}); the next waits {pause} s",
+        message=f"attempt {job.attempt} of {job.spec.attempts} failed ({failure}: {_clean(reason)}); "
+        f"the next waits {pause} s",
         failure_class=failure,
         exit_code=record.exit_code if record else None,
         started_at=None,
@@ -178,6 +179,11 @@ def retry(job: Job, failure: FailureClass, reason: str, now: datetime, record: E
         next_attempt=job.attempt + 1,
         failure_count=job.failure_count + 1,
     )
+
+
+def _clean(reason: str) -> str:
+    """A reason may quote what a user wrote; no database stores a NUL or half a surrogate pair."""
+    return reason.replace("\0", "\\0").encode("utf-8", "replace").decode()
 
 
 def _terminal(

@@ -26,8 +26,6 @@ from runstead.model.jobs import (
 from runstead.xet.terms import Terms
 from runstead.xet.xorb_layout import XorbFacts
 
-COUNTED = 100  # where counting ends, so that looking at the queue costs the same however long it is
-
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -35,7 +33,6 @@ class Waiting:
 
     flavor: str
     jobs: Sequence[Job]  # oldest first
-    count: int  # how many wait in all, counted up to `COUNTED`
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from sqlalchemy import (
     case,
     delete,
     exists,
-    func,
     literal_column,
     null,
     or_,
@@ -47,7 +46,7 @@ from runstead.model.jobs import (
 )
 from runstead.stores import labels as label_rows
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
-from runstead.stores.interface import COUNTED, Admission, JobStore, Waiting
+from runstead.stores.interface import Admission, JobStore, Waiting
 from runstead.stores.pages import NEWEST, SIZE, listing
 from runstead.stores.rows import (
     HISTORY_COLUMNS,
@@ -185,10 +184,7 @@ class SqlJobStore(JobStore):
             heads: dict[str, list[Job]] = {}
             for row in transaction.rows(_queue_heads(len(flavors)), parameters) if flavors else ():
                 heads.setdefault(row[-1], []).append(job_from(row))
-            return [
-                Waiting(flavor, head, len(head) if len(head) < per_flavor else _counted(transaction, flavor, now))
-                for flavor, head in sorted(heads.items())
-            ]
+            return [Waiting(flavor, head) for flavor, head in sorted(heads.items())]
 
         return await self._database.read(work)
 
@@ -403,11 +399,6 @@ def _move_labels(transaction: Transaction, row: Row) -> None:
     transaction.run_many(_MOVE_LABEL, [{**moved, "of_digest": digest} for digest in digests])
 
 
-def _counted(transaction: Transaction, flavor: str, now: datetime) -> int:
-    wanted = {"flavor": flavor, "now": instant_to(now), "limit": COUNTED}
-    return transaction.rows(_QUEUE_SIZE, wanted)[0][0]
-
-
 def _begin_lease(transaction: Transaction, lease: Mapping[str, Any]) -> None:
     """Make the owner's leases hold. What it leased before and let run out stays free: it may be taken by now."""
     renewed = transaction.run(_PROLONG, lease)
@@ -491,9 +482,6 @@ _READY = (
     or_(jobs.c.not_before.is_(None), jobs.c.not_before <= bindparam("now")),
 )
 _QUEUE = select(jobs.c.seq, jobs.c.id).where(_IN_QUEUE)
-_QUEUE_SIZE = select(func.count()).select_from(
-    select(jobs.c.seq).where(*_READY, jobs.c.flavor == bindparam("flavor")).limit(bindparam("limit")).subquery()
-)
 _FLAVOR = select(jobs.c.flavor).where(_IN_QUEUE).order_by(jobs.c.flavor).limit(1)
 # From each flavor to the next, not from job to job.
 _queued = select(_FLAVOR.scalar_subquery().label("flavor")).cte("queued", recursive=True)

@@ -43,7 +43,7 @@ def waiting(*flavors: str) -> list[Waiting]:
         for seq, flavor in enumerate(flavors)
     ]
     names = dict.fromkeys(flavors)
-    return [Waiting(name, [job for job in jobs if job.spec.flavor == name], 0) for name in names]
+    return [Waiting(name, [job for job in jobs if job.spec.flavor == name]) for name in names]
 
 
 def admitted(heads: list[Waiting], held: list[Reservation] | None = None) -> tuple[list[int], dict[str, str]]:
