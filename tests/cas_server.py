@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
 
+from runstead.api.bodies import BodyProtocol
 from runstead.api.cas import CasRoutes
 from runstead.api.exchange import Exchange
 from runstead.kit.clock import SystemClock
@@ -54,7 +55,7 @@ async def serve(directory: Path, port: int, s3: str | None) -> None:
     listener.listen(2048)
     app = CasRoutes(Rest(content), content)
     config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", access_log=False, log_level="warning", server_header=False
+        app, http=BodyProtocol, ws="none", lifespan="off", access_log=False, log_level="warning", server_header=False
     )
     print(f"ready {listener.getsockname()[1]}", flush=True)
     await uvicorn.Server(config).serve([listener])

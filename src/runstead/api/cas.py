@@ -11,6 +11,7 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runstead.api import cas_files, cas_shards, cas_xorbs
+from runstead.api.bodies import BodyLost
 from runstead.api.cas_request import CasRequest
 from runstead.api.errors import error_response, status_of
 from runstead.api.exchange import ClientGone, Exchange
@@ -81,14 +82,14 @@ class CasRoutes:
 
 
 async def _serve(exchange: Exchange, endpoint: Callable[[Exchange], Awaitable[None]]) -> None:
-    with suppress(ClientGone):
+    with suppress(ClientGone, BodyLost):
         try:
             await endpoint(exchange)
         except InvalidHash as error:
             await _refuse(exchange, Invalid(str(error)))
         except RunsteadError as error:
             await _refuse(exchange, error)
-        except ClientGone:
+        except (ClientGone, BodyLost):
             raise
         except Exception as error:
             log.error("a request to the content store failed", path=exchange.path[:200], exc_info=error)

@@ -18,6 +18,7 @@ from runstead.xet.xorb import MAX_FOOTER_BYTES, MAX_XORB_BYTES
 _MOST_BODY_BYTES = MAX_XORB_BYTES + MAX_FOOTER_BYTES
 _MOST_JSON_BYTES = 10_000
 _CHECKSUM = "crc64nvme"
+_DIRECT_BYTES = 128 * 1024
 _BYTES = (b"content-type", b"application/octet-stream")
 
 
@@ -40,13 +41,7 @@ async def put(request: CasRequest) -> None:
     granted = request.content.links.grant(request.parts[0])
     if request.exchange.content_length not in (None, granted.length):
         raise Invalid(f"the body has {request.exchange.content_length} bytes, {granted.length} were announced")
-    await request.content.xorbs.receive(
-        granted.xorb_hash,
-        request.exchange.body(),
-        limit_bytes=granted.length,
-        length=granted.length,
-        checksum=granted.checksum,
-    )
+    await _receive(request, granted.xorb_hash, granted.length, granted)
     await request.exchange.answer(200)
 
 
@@ -64,8 +59,24 @@ async def post(request: CasRequest) -> None:
     xorb_hash = hash_from_text(request.parts[1])
     if (request.exchange.content_length or 0) > _MOST_BODY_BYTES:
         raise Invalid(f"the body of a xorb has at most {_MOST_BODY_BYTES} bytes")
-    new = await request.content.xorbs.receive(xorb_hash, request.exchange.body(), limit_bytes=_MOST_BODY_BYTES)
+    new = await _receive(request, xorb_hash, _MOST_BODY_BYTES, None)
     await request.exchange.answer_json(200, {"was_inserted": new})
+
+
+async def _receive(request: CasRequest, xorb_hash: bytes, limit_bytes: int, granted: Grant | None) -> bool:
+    """Take in the body, by a thread of its own if it is large and there is one; say whether it was new."""
+    xorbs = request.content.xorbs
+    length = None if granted is None else granted.length
+    checksum = None if granted is None else granted.checksum
+    if (request.exchange.content_length or 0) >= _DIRECT_BYTES and xorbs.can_receive_direct:
+        with request.exchange.direct_body() as body:
+            if body is not None:
+                return await xorbs.receive_direct(
+                    xorb_hash, body, limit_bytes=limit_bytes, length=length, checksum=checksum
+                )
+    return await xorbs.receive(
+        xorb_hash, request.exchange.body(), limit_bytes=limit_bytes, length=length, checksum=checksum
+    )
 
 
 async def head(request: CasRequest) -> None:

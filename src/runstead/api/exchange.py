@@ -1,12 +1,14 @@
 """One HTTP request and its answer in plain ASGI, for routes whose bodies are too large for a framework."""
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
+from runstead.api.bodies import EXTENSION, BodyProtocol, DirectBody
 from runstead.model.errors import Invalid, TooLarge
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -70,6 +72,18 @@ class Exchange:
             data = message.get("body", b"")
             if data:
                 yield data
+
+    @contextmanager
+    def direct_body(self) -> Generator[DirectBody | None]:
+        """Give out the body for a thread to read, or None if it has to come by `body`."""
+        protocol = self.scope.get("extensions", {}).get(EXTENSION)
+        length = self.content_length
+        taken = protocol.take(self.scope, length) if isinstance(protocol, BodyProtocol) and length else None
+        try:
+            yield taken
+        finally:
+            if taken is not None and isinstance(protocol, BodyProtocol):
+                protocol.give_back(taken)
 
     async def whole_body(self, limit_bytes: int) -> bytes:
         """Return the body. Raises TooLarge once it is larger than that."""

@@ -1,7 +1,7 @@
 """The threads that stored content is worked on in, away from the event loop.
 
 Hashing and unpacking gain nothing from more threads than there are cores; waiting for disks and stores does. So
-there are two kinds, and neither can starve the other.
+there are several kinds, and none can starve another.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _WAITERS = 24
+_RECEIVERS = 64
 
 
 class Threads:
@@ -22,6 +23,8 @@ class Threads:
     def __init__(self) -> None:
         self._workers = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "runstead-content")
         self._waiters = ThreadPoolExecutor(_WAITERS, "runstead-objects")
+        self._receivers = ThreadPoolExecutor(_RECEIVERS, "runstead-receiving")
+        self._receiving = 0
 
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what mostly computes."""
@@ -37,7 +40,24 @@ class Threads:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._waiters, lambda: function(*args, **kwargs))
 
+    @property
+    def can_receive(self) -> bool:
+        """Whether a thread is free to wait for a client."""
+        return self._receiving < _RECEIVERS
+
+    async def receive(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what waits for a client. It must end by itself when the caller is cancelled."""
+        loop = asyncio.get_running_loop()
+        self._receiving += 1
+        running = loop.run_in_executor(self._receivers, lambda: function(*args, **kwargs))
+        running.add_done_callback(self._received)
+        return await asyncio.shield(running)
+
+    def _received(self, _: "asyncio.Future[T]") -> None:
+        self._receiving -= 1
+
     def close(self) -> None:
         """Finish what was begun."""
+        self._receivers.shutdown()
         self._workers.shutdown()
         self._waiters.shutdown()

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, Collection
+from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterator
 from datetime import datetime
+from typing import Protocol
 
 import structlog
 
 from runstead.kit.clock import Clock
-from runstead.model.errors import BackendFailure, NotFound
+from runstead.model.errors import BackendFailure, Invalid, NotFound
 from runstead.objects.interface import ObjectStore
 from runstead.services.content.cache import Cache
 from runstead.services.content.checksums import BLOCK_BYTES, blocks_around, is_intact
@@ -25,6 +26,23 @@ PREFIX = "xorbs"
 _PIECE_BYTES = 16 * BLOCK_BYTES
 _FEED_BYTES = 1 << 20
 _CACHE_BYTES = 32 * 1024 * 1024
+_GIVE_UP_SECONDS = 5
+
+
+class BlockingBody(Protocol):
+    """A body that one thread reads, waiting for the client."""
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the body; each piece is valid until the next one is asked for."""
+        ...
+
+    def drain(self) -> None:
+        """Read what is left and drop it."""
+        ...
+
+    def give_up(self) -> None:
+        """Make the thread that reads end soon. Called by another."""
+        ...
 
 
 class Xorbs:
@@ -80,6 +98,44 @@ class Xorbs:
         finally:
             receipt.abandon()
         return await self.keep(received)
+
+    async def receive_direct(
+        self,
+        xorb_hash: bytes,
+        body: BlockingBody,
+        *,
+        limit_bytes: int,
+        length: int | None = None,
+        checksum: int | None = None,
+    ) -> bool:
+        """Do the same with a body that a thread can read by itself; the thread is done with it afterwards."""
+
+        def take_in() -> Received:
+            receipt = Receipt(xorb_hash, self._objects.new_staged(), limit_bytes)
+            try:
+                for piece in body.pieces():
+                    receipt.feed(piece)
+                return receipt.finish(length, checksum)
+            except Invalid:
+                body.drain()
+                raise
+            finally:
+                receipt.abandon()
+
+        taking = asyncio.ensure_future(self._threads.receive(take_in))
+        try:
+            received = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            body.give_up()
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(taking, _GIVE_UP_SECONDS)
+            raise
+        return await self.keep(received)
+
+    @property
+    def can_receive_direct(self) -> bool:
+        """Whether a thread is free for that."""
+        return self._threads.can_receive
 
     async def keep(self, received: Received) -> bool:
         """Store what was received, unless there is an equal xorb; return whether it was new."""
