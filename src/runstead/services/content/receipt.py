@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from runstead.kit.writeback import begin_writeback
 from runstead.model.errors import Invalid, TooLarge
 from runstead.services.content.checksums import Checksummer
 from runstead.xet.errors import InvalidXorb
@@ -15,6 +16,8 @@ from runstead.xet.xorb import XorbVerifier
 from runstead.xet.xorb_layout import XorbFacts
 
 _REREAD_BYTES = 1 << 20
+_WRITEBACK_BYTES = 8 << 20
+"""How much is gathered before the disk begins to work on it; the body is made durable as soon as it is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Receipt:
         self._checksummer = Checksummer()
         self._file = os.open(staged, os.O_WRONLY | os.O_CLOEXEC)
         self._open = True
+        self._on_its_way = 0
 
     def feed(self, data: Buffer) -> None:
         """Take the next bytes. Raises Invalid as soon as the body cannot be a xorb or is too long."""
@@ -49,6 +53,9 @@ class Receipt:
         except InvalidXorb as error:
             raise Invalid(str(error)) from error
         _write(self._file, data)
+        if self._checksummer.length - self._on_its_way >= _WRITEBACK_BYTES:
+            begin_writeback(self._file, self._on_its_way, self._checksummer.length - self._on_its_way)
+            self._on_its_way = self._checksummer.length
 
     def finish(self, length: int | None = None, checksum: int | None = None) -> Received:
         """Return what was received. Raises Invalid unless length, CRC-64/NVME and hash are what was announced."""
