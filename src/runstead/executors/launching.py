@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import runstead
 from runstead.model.errors import BackendFailure, Unavailable
@@ -131,7 +131,7 @@ async def _exchange(connection: socket.socket, data: bytes) -> dict[str, Any] | 
     await loop.sock_sendall(connection, data)
     head = await _exactly(connection, 4)
     body = await _exactly(connection, int.from_bytes(head, "big")) if head else None
-    return cast("dict[str, Any]", framing.decode(body)) if body else None
+    return framing.decode(body) if body else None
 
 
 async def _exactly(connection: socket.socket, count: int) -> bytes | None:

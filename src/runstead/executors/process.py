@@ -33,7 +33,7 @@ from runstead.executors.view import (
 from runstead.model.errors import BackendFailure, Invalid, Unavailable
 from runstead.model.hardware import Machine
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation, Usage
-from runstead.node import cgroups, framing, places, processes, removal, rundir, syscalls
+from runstead.node import cgroups, framing, launcher, places, processes, removal, rundir, syscalls
 from runstead.node.request import NO_NETWORK, Request, View
 
 KIND = "process"
@@ -116,6 +116,7 @@ class ProcessExecutor(Executor):
         self._places, missing = await asyncio.to_thread(cgroups.find_places, f"runstead-{self._instance}")
         missing += await self._find_isolation(programs, machine)
         missing += await self._find_network(programs, machine)
+        await asyncio.to_thread(self._prepare_spares)
         isolated = self._isolation != "none"
         if not programs.uv:
             missing.append("uv is not installed: jobs cannot `uv run`")
@@ -238,6 +239,12 @@ class ProcessExecutor(Executor):
         programs = find_programs()
         prepare_tools(self._node, programs)
         return programs
+
+    def _prepare_spares(self) -> None:
+        """Let the launcher prepare supervisors for what was found to work."""
+        ground = {"isolation": self._isolation, "cgroups": self._places}
+        if rundir.read_json(str(self._node / launcher.SPARES)) != ground:
+            rundir.write_json(str(self._node / launcher.SPARES), ground)
 
     async def _find_isolation(self, programs: Programs, machine: Machine) -> list[str]:
         """Choose how jobs run by running one; return what is missing for better."""
@@ -387,6 +394,8 @@ class ProcessExecutor(Executor):
         """Have the attempt started; return when there is one."""
         for _ in range(3):
             answer = await self._launcher.ask(request.to_message())
+            if answer is not None and answer.get("again"):
+                continue
             if answer is not None and not answer["ok"]:
                 raise Unavailable(f"the job could not be started yet: {answer['error']}")
             if answer is not None or self._exists(name):
@@ -449,7 +458,7 @@ class ProcessExecutor(Executor):
         facts = rundir.read_json(str(path / rundir.ATTEMPT))
         if facts is None or (path / rundir.EXIT).exists() or not rundir.is_alive(str(path)):
             return None
-        group = cgroups.Group(cast("list[list[str]]", facts["cgroups"]), name)
+        group = cgroups.Group(facts["cgroups"], facts["group"])
         address = facts.get("address")
         cpu_seconds, memory_bytes = group.cpu_seconds(), group.memory_bytes()
         if cpu_seconds is None or memory_bytes is None:

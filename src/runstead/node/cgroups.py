@@ -7,8 +7,11 @@ every place. Everything is plain reading and writing of small files; nothing her
 
 import os
 import signal
+import time
 
 PERIOD_MICROS = 100_000
+SPARE = "spare-"  # begins the names of groups made before there is a job for them
+_RELEASE_SECONDS = 1.0
 _CONTROLLERS = ("cpu", "memory", "pids")
 _V1 = ("cpu", "cpuacct", "memory", "pids")
 
@@ -35,12 +38,27 @@ def find_places(name: str) -> tuple[list[list[str]], list[str]]:
 
 
 def release_places(places: list[list[str]]) -> None:
-    """Remove the directories that `find_places` made, where no group is left in them."""
+    """Remove the directories that `find_places` made, where no group is left in them.
+
+    Spare groups go as well; those whose process is just leaving are waited for.
+    """
+    until = time.monotonic() + _RELEASE_SECONDS
     for _kind, path in places:
-        try:
-            os.rmdir(path)
-        except OSError:
-            continue
+        while not _release(path) and time.monotonic() < until:
+            time.sleep(0.005)
+
+
+def _release(path: str) -> bool:
+    try:
+        for name in os.listdir(path):
+            if name.startswith(SPARE):
+                os.rmdir(os.path.join(path, name))
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _own_groups() -> dict[str, str]:

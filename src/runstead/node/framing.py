@@ -8,6 +8,10 @@ import os
 import socket
 from collections.abc import Mapping
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 LIMIT = 16 * 1024 * 1024
 
 
@@ -17,7 +21,7 @@ def encode(message: Mapping[str, object]) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def receive(connection: socket.socket) -> dict[str, object] | None:
+def receive(connection: socket.socket) -> "dict[str, Any] | None":
     """Read one message; None when the other side went away before its end."""
     head = _exactly(connection, 4)
     if head is None:
@@ -29,7 +33,7 @@ def receive(connection: socket.socket) -> dict[str, object] | None:
     return None if body is None else decode(body)
 
 
-def decode(body: bytes) -> dict[str, object]:
+def decode(body: bytes) -> "dict[str, Any]":
     """Return the message whose body this is."""
     return json.loads(body)
 

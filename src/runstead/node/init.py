@@ -17,31 +17,57 @@ import select
 import signal
 import socket
 
-from runstead.node import command, namespaces, places, syscalls, venv
+from runstead.node import command, framing, namespaces, places, syscalls, venv
 from runstead.node.request import NO_NETWORK, Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(
-    request: Request,
-    environment: dict[str, str],
-    folder: str,
-    mount_point: str,
-    shared: str,
-    empty: str,
-    owner: int | None,
-    network: int | None,
-    control: socket.socket,
-    output: int,
-) -> None:
-    """Be process 1 of the job; does not return."""
+class Order:
+    """What process 1 is told when it becomes a certain job's."""
+
+    def __init__(
+        self,
+        *,
+        request: "dict[str, Any]",
+        environment: dict[str, str],
+        folder: str,
+        mount_point: str,
+        shared: str,
+        empty: str,
+        owner: int | None,
+    ) -> None:
+        self.request = Request.from_message(request)
+        self.environment = environment  # of the command, complete
+        self.folder = folder  # where the job's own files go
+        self.mount_point = mount_point  # any empty directory
+        self.shared = shared  # what the jobs of one owner share
+        self.empty = empty
+        self.owner = owner  # the machine's id of the job's root user; None: our own
+
+
+def run(control: socket.socket, orders: socket.socket) -> None:
+    """Be process 1 of a job; does not return. On `orders` come open files, then an Order."""
     try:
-        _enter(request, folder, mount_point, shared, empty, owner, network, control)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+        word, fds, _, _ = socket.recv_fds(orders, 1, 2)
+        message = framing.receive(orders)
+        if not word or message is None:
+            raise _SupervisorGone
+        orders.close()
+        order = Order(**message)
+        output, *network = fds
+        os.set_inheritable(output, False)
+        _enter(order, network, control)
         try:
-            child = command.spawn(request.argv, environment, output)
+            child = command.spawn(order.request.argv, order.environment, output)
         except (OSError, ValueError) as error:
-            report = command.explain(request.argv, environment, places.WORK, error)
+            report = command.explain(order.request.argv, order.environment, places.WORK, error)
             control.send(b"F" + json.dumps(report).encode())
         else:
             os.close(output)
@@ -50,8 +76,8 @@ def run(
     except _SupervisorGone:
         pass
     except BaseException as error:
-        message = f"the job's surroundings could not be made: {error}"
-        control.send(b"F" + json.dumps({"message": message, "code": None}).encode())
+        message = {"message": f"the job's surroundings could not be made: {error}", "code": None}
+        control.send(b"F" + json.dumps(message).encode())
     os._exit(0)
 
 
@@ -59,25 +85,16 @@ class _SupervisorGone(Exception):
     """Nobody is there to report to."""
 
 
-def _enter(
-    request: Request,
-    folder: str,
-    mount_point: str,
-    shared: str,
-    empty: str,
-    owner: int | None,
-    network: int | None,
-    control: socket.socket,
-) -> None:
-    """Enter the namespaces and leave everything that the command must not have."""
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
-    if network is not None:
-        syscalls.enter(network, syscalls.CLONE_NEWNET)
-    elif request.network == NO_NETWORK:
+def _enter(order: Order, network: list[int], control: socket.socket) -> None:
+    """Enter what is the job's own and leave everything that the command must not have."""
+    request, owner = order.request, order.owner
+    for fd in network:
+        syscalls.enter(fd, syscalls.CLONE_NEWNET)
+        os.close(fd)
+    if request.network == NO_NETWORK:
         syscalls.unshare(syscalls.CLONE_NEWNET)
         namespaces.raise_loopback()
-    namespaces.build(request, folder, mount_point, shared, empty, owner)
+    namespaces.build(request, order.folder, order.mount_point, order.shared, order.empty, owner)
     namespaces.name_host(request.job_id)
     if owner is not None:
         syscalls.unshare(syscalls.CLONE_NEWUSER)

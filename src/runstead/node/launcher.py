@@ -19,11 +19,20 @@ import socket
 import sys
 import time
 
-from runstead.node import framing, rundir, supervise, syscalls
+from runstead.node import cgroups, framing, rundir, supervise, syscalls
 from runstead.node.request import Request
+from runstead.node.seed import Seed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# In the node directory: {"isolation", "cgroups"} of the jobs to come, for supervisors prepared beforehand.
+SPARES = "spares.json"
 
 _IDLE_SECONDS = 3600.0
 _LOOK_SECONDS = 5.0
+_SETTLE_DOWN_SECONDS = 0.02  # without new requests, before a spare supervisor is made
 _SETTLE_SECONDS = 30.0  # how long a starter may take, for another one who waits for it
 
 
@@ -64,13 +73,26 @@ def _serve(listener: socket.socket, data_dir: str, folder: int, lock: int) -> No
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     last = time.monotonic()
+    spare: Spare | None = None
     while True:
-        if not poll.poll(_LOOK_SECONDS * 1000):
+        if not poll.poll((_LOOK_SECONDS if spare is not None else _SETTLE_DOWN_SECONDS) * 1000):
             if time.monotonic() - last > _IDLE_SECONDS or not _same(node, identity):
                 return
+            if spare is None or spare.stamp != _stamp(node):
+                spare = Spare(node) if spare is None else None
+                if spare is not None and spare.pid == 0:
+                    listener.close()
+                    os.close(folder)
+                    os.close(lock)  # else a supervisor would hold it, and no other launcher could follow
+                    _leave(lambda mine=spare: _wait_for_work(mine, data_dir))
             continue
         last = time.monotonic()
         connection, _ = listener.accept()
+        if spare is not None and spare.stamp == _stamp(node):
+            spare.take(connection)
+            connection.close()
+            spare = None
+            continue
         try:
             child = os.fork()
         except OSError as error:  # no memory, too many processes: the other side tries again
@@ -82,13 +104,67 @@ def _serve(listener: socket.socket, data_dir: str, folder: int, lock: int) -> No
             continue
         listener.close()
         os.close(folder)
-        os.close(lock)  # else a supervisor would hold it, and no other launcher could follow this one
+        os.close(lock)
+        if spare is not None:
+            spare.line.close()
+        _become_supervisor()
+        _leave(lambda taken=connection: _handle(taken, data_dir, None))
+
+
+class Spare:
+    """A supervisor that was forked before it is needed. Like fork, it comes back twice: `pid` is 0 in the child."""
+
+    def __init__(self, node: str) -> None:
+        self.stamp = _stamp(node)
+        self.line, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.line.close()
+            self.line = theirs
+        else:
+            theirs.close()
+
+    def take(self, connection: socket.socket) -> None:
+        """Hand a connection over; should the spare be dead, its caller sees it closed and asks again."""
         try:
-            _handle(connection, data_dir)
-        except BaseException as error:
-            sys.excepthook(type(error), error, error.__traceback__)
-            os._exit(1)
-        os._exit(0)
+            socket.send_fds(self.line, [b"C"], [connection.fileno()])
+        except OSError:
+            pass
+        self.line.close()
+
+
+def _stamp(node: str) -> int:
+    """Return what changes when spares have to be made otherwise."""
+    try:
+        return os.stat(os.path.join(node, SPARES)).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _leave(work: "Callable[[], None]") -> None:
+    """Do the child's work, and never return to the launcher's."""
+    try:
+        work()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        os._exit(1)
+    os._exit(0)
+
+
+def _wait_for_work(spare: Spare, data_dir: str) -> None:
+    _become_supervisor()
+    ground = rundir.read_json(os.path.join(data_dir, "node", SPARES))
+    seed: Seed | None = None
+    if ground is not None and ground["isolation"] != "none":
+        seed = Seed(ground["isolation"], ground["cgroups"], f"{cgroups.SPARE}{os.getpid()}")
+    word, fds, _, _ = socket.recv_fds(spare.line, 1, 1)
+    if not word:  # the launcher is gone
+        if seed is not None:
+            seed.discard()
+        return
+    spare.line.close()
+    with socket.socket(fileno=fds[0]) as connection:
+        _handle(connection, data_dir, seed)
 
 
 def _same(path: str, identity: os.stat_result) -> bool:
@@ -99,30 +175,35 @@ def _same(path: str, identity: os.stat_result) -> bool:
     return (now.st_dev, now.st_ino) == (identity.st_dev, identity.st_ino)
 
 
-def _handle(connection: socket.socket, data_dir: str) -> None:
-    launcher = os.getppid()
+def _become_supervisor() -> None:
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.umask(0o022)
+    _protect()
+
+
+def _handle(connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
     message = framing.receive(connection)
-    if message is None:
-        return
-    if message.get("op") == "leave":
-        os.kill(launcher, signal.SIGTERM)
+    if message is not None and message.get("op") == "start":
+        request = Request.from_message(message)
+        if seed is None or (request.isolation, request.cgroups) == (seed.isolation, seed.places):
+            _start(request, connection, data_dir, seed)
+            return
+        connection.sendall(framing.encode({"ok": False, "again": True, "error": "prepared for other settings"}))
+    if seed is not None:
+        seed.discard()
+    if message is not None and message.get("op") == "leave":
+        os.kill(os.getppid(), signal.SIGTERM)
+    if message is not None and message.get("op") != "start":
         connection.sendall(framing.encode({"ok": True}))
-    elif message.get("op") == "hello":
-        connection.sendall(framing.encode({"ok": True, "pid": launcher}))
-    else:
-        _start(Request.from_message(message), connection, data_dir)
 
 
-def _start(request: Request, connection: socket.socket, data_dir: str) -> None:
+def _start(request: Request, connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
     parent = rundir.attempts_path(data_dir)
     name = rundir.attempt_name(request.job_id, request.attempt)
     path = os.path.join(parent, name)
-    _protect()
     facts = {
         "version": 1,
         "job_id": request.job_id,
@@ -132,14 +213,17 @@ def _start(request: Request, connection: socket.socket, data_dir: str) -> None:
         "network": request.network,
         "address": request.address,
         "cgroups": request.cgroups,
+        "group": name if seed is None else f"{cgroups.SPARE}{os.getpid()}",
         "supervisor": os.getpid(),
     }
     lock = rundir.create(parent, name, facts)
     if lock is None:
+        if seed is not None:
+            seed.discard()
         _await_settled(path)
         connection.sendall(framing.encode({"ok": True, "existing": True}))
         return
-    supervise.Supervisor(request, data_dir, path, lock).run(connection)
+    supervise.Supervisor(request, data_dir, path, lock, seed).run(connection)
 
 
 def _await_settled(path: str) -> None:

@@ -37,7 +37,7 @@ def first_id(data_dir: str, owner: str) -> int:
     """Return the first id of the owner's range, choosing one when the owner is new."""
     path = os.path.join(owner_path(data_dir, owner), "ids")
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return int(file.read())
     except (FileNotFoundError, ValueError):
         pass
@@ -55,17 +55,17 @@ def _choose(parent: str, path: str, wish: int) -> int:
     taken: set[int] = set()
     for name in os.listdir(parent):
         try:
-            with open(os.path.join(parent, name, "ids"), encoding="ascii") as file:
+            with open(os.path.join(parent, name, "ids"), encoding="utf-8") as file:
                 taken.add(int(file.read()))
         except (OSError, ValueError):
             continue
         if os.path.join(parent, name, "ids") == path:  # somebody else was faster
-            with open(path, encoding="ascii") as file:
+            with open(path, encoding="utf-8") as file:
                 return int(file.read())
     for step in range(_RANGES):
         chosen = (_FIRST_RANGE + (wish + step) % _RANGES) * IDS
         if chosen not in taken:
-            with open(path + ".tmp", "w", encoding="ascii") as file:
+            with open(path + ".tmp", "w", encoding="utf-8") as file:
                 file.write(str(chosen))
             os.rename(path + ".tmp", path)
             return chosen

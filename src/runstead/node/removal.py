@@ -44,7 +44,7 @@ def remove(data_dir: str, name: str) -> None:
         return
     _end(path, facts)
     if facts is not None:
-        _empty(cgroups.Group(facts["cgroups"], name), name, plain=facts["isolation"] == "none")
+        _empty(cgroups.Group(facts["cgroups"], facts["group"]), name, plain=facts["isolation"] == "none")
         shared = os.path.join(places.owner_path(data_dir, str(facts["namespace"])), "env")
         delete_tree(os.path.join(shared, "venvs", name))
     # What says how to give things back goes last.

@@ -13,9 +13,10 @@ import signal
 import socket
 import time
 
-from runstead.node import cgroups, command, framing, init, places, processes, rundir, syscalls, venv
+from runstead.node import cgroups, command, framing, places, processes, rundir, syscalls, venv
 from runstead.node.logwriter import READ_BYTES, LogWriter
 from runstead.node.request import NO_NETWORK, Request
+from runstead.node.seed import Seed
 
 # A follower must see a line within 20 ms: the server is told of new lines this often at most.
 _WAKE_SECONDS = 0.003
@@ -57,14 +58,16 @@ class _NotStarted(Exception):
 class Supervisor:
     """One attempt."""
 
-    def __init__(self, request: Request, data_dir: str, path: str, lock: int) -> None:
+    def __init__(self, request: Request, data_dir: str, path: str, lock: int, seed: Seed | None) -> None:
         self._request = request
         self._data_dir = data_dir
         self._path = path
         self._lock = lock
+        self._seed = seed  # process 1, where one was prepared
         self._waker = Waker(os.path.join(data_dir, "node"), request.job_id)
         self._log = LogWriter(request.log_path, request.log_not_before, request.log_limit_bytes)
-        self._group = cgroups.Group(request.cgroups, rundir.attempt_name(request.job_id, request.attempt))
+        name = rundir.attempt_name(request.job_id, request.attempt)
+        self._group = seed.group if seed is not None else cgroups.Group(request.cgroups, name)
         self._control = self._bind_control()
         self._child = 0  # process 1 of the job, or in plain mode the command
         self._talk: socket.socket | None = None  # with process 1
@@ -129,26 +132,27 @@ class Supervisor:
 
     def _start_isolated(self, user: int | None, shared: str, writer: int) -> None:
         request = self._request
-        folder, node = os.path.join(self._path, rundir.FILES), os.path.join(self._data_dir, "node")
+        node = os.path.join(self._data_dir, "node")
         environment = self._environment(places.SHARED, f"{places.HOME}/.local/bin:{places.PROGRAMS}")
-        environment = {"HOME": places.HOME, "USER": "root", "LOGNAME": "root", **environment}
-        empty, mount_point = os.path.join(node, "empty"), os.path.join(node, "root")
-        network = None
+        order = {
+            "request": {**request.to_message(), "environment": None},
+            "environment": {"HOME": places.HOME, "USER": "root", "LOGNAME": "root", **environment},
+            "folder": os.path.join(self._path, rundir.FILES),
+            "mount_point": os.path.join(node, "root"),
+            "shared": shared,
+            "empty": os.path.join(node, "empty"),
+            "owner": user,
+        }
+        fds = [writer]
         if request.network not in (None, NO_NETWORK):
-            network = os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
-        self._talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if user is None:
-            _enter_user_namespace()
-        syscalls.unshare(syscalls.CLONE_NEWPID)
-        self._child = os.fork()
-        if self._child == 0:
-            self._talk.close()
-            init.run(request, environment, folder, mount_point, shared, empty, user, network, theirs, writer)
-        theirs.close()
-        self._group.enter(self._child)  # while it is busy itself
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        if network is not None:
-            os.close(network)
+            fds.append(os.open(request.network, os.O_RDONLY | os.O_CLOEXEC))
+        if self._seed is None:
+            name = rundir.attempt_name(request.job_id, request.attempt)
+            self._seed = Seed(request.isolation, request.cgroups, name)
+        self._talk, self._child = self._seed.talk, self._seed.pid
+        self._seed.order(order, fds)
+        for fd in fds[1:]:
+            os.close(fd)
         if user is not None:
             self._expect(b"M")
             _write(f"/proc/{self._child}/uid_map", f"0 {user} {places.IDS}")
@@ -411,14 +415,6 @@ def _pipe(user: int | None) -> tuple[int, int]:
         except OSError:
             pass  # the user's share of pipe memory is used up: the usual size will do
     return reader, writer
-
-
-def _enter_user_namespace() -> None:
-    user, group = os.geteuid(), os.getegid()
-    syscalls.unshare(syscalls.CLONE_NEWUSER)
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"0 {user} 1")
-    _write("/proc/self/gid_map", f"0 {group} 1")
 
 
 def _write(path: str, text: str) -> None:

@@ -1,0 +1,62 @@
+"""Process 1 of a job to come: in its namespaces and control groups already, waiting to be told which job.
+
+What it takes to get there (two forks, namespaces, and above all the move into the control groups, for which
+the kernel waits 5 to 15 ms) is then done before anybody asks for a job.
+"""
+
+import os
+import signal
+import socket
+
+from runstead.node import cgroups, framing, init, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Seed:
+    """The supervisor's side of it. Making one forks; raises OSError where that is not possible."""
+
+    def __init__(self, isolation: str, places: list[list[str]], group: str) -> None:
+        self.isolation = isolation
+        self.places = places
+        self.group = cgroups.Group(places, group)
+        self.group.create(cpu_millicores=0, memory_bytes=0, pids_limit=0)
+        self.talk, their_talk = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders, their_orders = socket.socketpair()
+        if isolation == "user":
+            _enter_user_namespace()
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.talk.close()
+            self._orders.close()
+            init.run(their_talk, their_orders)
+        their_talk.close()
+        their_orders.close()
+        self.group.enter(self.pid)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+
+    def order(self, order: "dict[str, Any]", fds: list[int]) -> None:
+        """Tell it what to become."""
+        socket.send_fds(self._orders, [b"O"], fds)
+        self._orders.sendall(framing.encode(order))
+        self._orders.close()
+
+    def discard(self) -> None:
+        """End it unused."""
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+        self.group.remove()
+
+
+def _enter_user_namespace() -> None:
+    user, group = os.geteuid(), os.getegid()
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    for path, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        with open(f"/proc/self/{path}", "w") as file:
+            file.write(text)
