@@ -171,23 +171,33 @@ class SqlContentStore(ContentStore):
         rows = await self._database.read(lambda t: t.rows(_FILES_AFTER, {"after": after, "limit": limit}))
         return [_file_from(row) for row in rows]
 
-    async def drop_files(self, hashes: Collection[bytes], before: datetime) -> int:
+    async def files_held_before(self, hashes: Collection[bytes], before: datetime) -> list[bytes]:
+        """Return files that were last held before."""
+        rows = await self._database.read(lambda t: _all(t, _HELD, hashes))
+        return [row[0] for row in rows if row[2] < instant_to(before)]
+
+    async def drop_files(self, hashes: Collection[bytes], before: datetime) -> list[bytes]:
         """Remove files that were last held before."""
 
-        def work(transaction: Transaction) -> int:
-            dropped = 0
+        def work(transaction: Transaction) -> list[bytes]:
+            dropped: list[bytes] = []
             for each in sorted(set(hashes)):
                 if transaction.run(_DROP_FILE, {"hash": each, "before": instant_to(before)}):
                     transaction.run(_DROP_CLAIMS_ON, {"file_hash": each})
-                    dropped += 1
+                    dropped.append(each)
             return dropped
 
-        return await self._database.write(work)
+        return await self._database.write(work) if hashes else []
 
     async def xorbs_after(self, after: bytes, limit: int) -> list[XorbEntry]:
         """Return xorbs in the order of their hashes."""
         rows = await self._database.read(lambda t: t.rows(_XORBS_AFTER, {"after": after, "limit": limit}))
         return [_entry_from(row) for row in rows]
+
+    async def xorbs_confirmed_before(self, hashes: Collection[bytes], before: datetime) -> list[XorbEntry]:
+        """Return xorbs that were last confirmed before."""
+        rows = await self._database.read(lambda t: _all(t, _ENTRIES, hashes))
+        return [_entry_from(row[:-1]) for row in rows if row[-1] < instant_to(before) or row[-2] == DOOMED]
 
     async def doom_xorbs(self, hashes: Collection[bytes], before: datetime) -> list[XorbEntry]:
         """Doom xorbs that were last confirmed before."""
@@ -197,7 +207,7 @@ class SqlContentStore(ContentStore):
                 transaction.run(_DOOM, {"hash": each, "before": instant_to(before)})
             return [_entry_from(row) for row in _all(transaction, _DOOMED, hashes)]
 
-        return await self._database.write(work)
+        return await self._database.write(work) if hashes else []
 
     async def drop_doomed(self, keys: Collection[str]) -> None:
         """Remove doomed xorbs and the chunks that are found in them."""
@@ -301,6 +311,7 @@ _DOOM = (
     .where(xorbs.c.hash == bindparam("hash"), xorbs.c.confirmed_at < bindparam("before"))
     .values(state=DOOMED)
 )
+_ENTRIES = select(*_ENTRY_COLUMNS, xorbs.c.confirmed_at).where(xorbs.c.hash.in_(_IN_SLOTS))
 _DOOMED = select(*_ENTRY_COLUMNS).where(xorbs.c.hash.in_(_IN_SLOTS), xorbs.c.state == DOOMED)
 _DROP_DOOMED = delete(xorbs).where(xorbs.c.key == bindparam("key"), xorbs.c.state == DOOMED).returning(xorbs.c.hash)
 _QUARANTINE = (

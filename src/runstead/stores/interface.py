@@ -318,12 +318,20 @@ class ContentStore(ABC):
         """Return up to `limit` files in the order of their hashes, from the first one after `after` on."""
 
     @abstractmethod
-    async def drop_files(self, hashes: Collection[bytes], before: datetime) -> int:
-        """Remove those of these files that were last held before; return how many those were."""
+    async def files_held_before(self, hashes: Collection[bytes], before: datetime) -> list[bytes]:
+        """Return those of these files that were last held before."""
+
+    @abstractmethod
+    async def drop_files(self, hashes: Collection[bytes], before: datetime) -> list[bytes]:
+        """Remove those of these files that were last held before, with all claims on them; return which."""
 
     @abstractmethod
     async def xorbs_after(self, after: bytes, limit: int) -> list[XorbEntry]:
         """Return up to `limit` xorbs, usable or not, in the order of their hashes, from the first after `after` on."""
+
+    @abstractmethod
+    async def xorbs_confirmed_before(self, hashes: Collection[bytes], before: datetime) -> list[XorbEntry]:
+        """Return those of these xorbs that were last confirmed before, and those doomed already."""
 
     @abstractmethod
     async def doom_xorbs(self, hashes: Collection[bytes], before: datetime) -> list[XorbEntry]:

@@ -1,13 +1,16 @@
 """Stored content, joined: what the routes of the content store and the other services use."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from runstead.kit.clock import Clock
 from runstead.model.accounts import Permission
 from runstead.model.content import EMPTY_FILE, CasToken, ContentFile
 from runstead.objects.interface import ObjectStore
-from runstead.services.content.content import Content
+from runstead.services.content.checking import Checking
+from runstead.services.content.collecting import Collecting
+from runstead.services.content.content import Content, FileRoots
 from runstead.services.content.dedup import Deduplication
 from runstead.services.content.links import Links
 from runstead.services.content.reading import Reading
@@ -31,6 +34,7 @@ class ContentLimits:
     token_seconds: int = 3600
     url_seconds: int = 3600
     grant_seconds: int = 3600
+    grace: timedelta = timedelta(days=28)  # from the last confirmation of what nobody refers to to its removal
 
 
 class StoredContent(Content):
@@ -66,6 +70,14 @@ class StoredContent(Content):
     def close(self) -> None:
         """Finish what was begun in threads."""
         self.threads.close()
+
+    def collecting(self, roots: Sequence[FileRoots]) -> Collecting:
+        """Return the garbage collection, for content that these are all who refer to."""
+        return Collecting(self._store, self._objects, roots, self.threads, self._clock, self.limits.grace)
+
+    def checking(self, roots: Sequence[FileRoots]) -> Checking:
+        """Return the check of everything stored."""
+        return Checking(self._store, self._objects, roots, self.threads)
 
     async def cas_token(self, scope: str, permission: Permission, base_url: str) -> CasToken:
         """Return a token for a scope."""
