@@ -1,10 +1,28 @@
-"""The end of a request's path as the client wrote it."""
+"""Paths of files inside the paths of requests: as the client wrote them, whatever they contain."""
 
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
+from starlette.convertors import Convertor, register_url_convertor
 
 from runstead.model.errors import Invalid
+
+
+class _Tail(Convertor[str]):
+    """All the rest of a path. Unlike the framework's own, it has room for line ends."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+def install() -> None:
+    """Let routes have `{name:tail}` in their patterns."""
+    register_url_convertor("tail", _Tail())
 
 
 def path_tail(request: Request, segments: int) -> str:

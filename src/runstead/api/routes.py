@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import runstead
-from runstead.api import accounts, buckets, errors, jobs, resolve, unbuilt
+from runstead.api import accounts, buckets, errors, jobs, raw_path, resolve, unbuilt
 from runstead.api.cas import CasRoutes
 from runstead.api.context import Context
 from runstead.api.limits import BodyLimit, DateHeader
@@ -15,7 +15,7 @@ _JOBS = "/api/jobs/{namespace}"
 _JOB = _JOBS + "/{job_id}"
 _BUCKETS = "/api/buckets/{namespace}"
 _BUCKET = _BUCKETS + "/{name}"
-_RESOLVE = "/buckets/{namespace}/{name}/resolve/{path:path}"
+_RESOLVE = "/buckets/{namespace}/{name}/resolve/{path:tail}"
 
 # Fixed words stand before the patterns that would swallow them.
 ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
@@ -45,7 +45,7 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("DELETE", _BUCKET, buckets.delete),
     ("PUT", _BUCKET + "/settings", buckets.settings),
     ("GET", _BUCKET + "/tree", buckets.tree),
-    ("GET", _BUCKET + "/tree/{prefix:path}", buckets.tree),
+    ("GET", _BUCKET + "/tree/{prefix:tail}", buckets.tree),
     ("POST", _BUCKET + "/paths-info", buckets.paths_info),
     ("POST", _BUCKET + "/batch", buckets.batch),
     ("GET", _BUCKET + "/events", buckets.events),
@@ -69,6 +69,7 @@ def create_api(context: Context) -> FastAPI:
     )
     app.state.context = context
     errors.install(app)
+    raw_path.install()
     for method, path, endpoint in ROUTES:
         app.add_api_route(path, endpoint, methods=[method], response_model=None, name=endpoint.__name__)
     for prefix, _ in unbuilt.FEATURES:
