@@ -28,6 +28,8 @@ def find_places(name: str) -> tuple[list[list[str]], list[str]]:
             place = _prepare_v1(mount, own.get(kind, "/"), name, kind, reasons)
         if place is not None:
             places.append([kind, place])
+    for _kind, path in places:
+        _release_spares(path)  # of supervisors that were killed
     have = {kind for kind, _ in places}
     missing = [
         f"no control group for {what}: {'; '.join(reasons) or 'this machine has none'}"
@@ -49,16 +51,27 @@ def release_places(places: list[list[str]]) -> None:
 
 
 def _release(path: str) -> bool:
+    _release_spares(path)
     try:
-        for name in os.listdir(path):
-            if name.startswith(SPARE):
-                os.rmdir(os.path.join(path, name))
         os.rmdir(path)
     except FileNotFoundError:
         return True
     except OSError:
         return False
     return True
+
+
+def _release_spares(path: str) -> None:
+    """Remove the spare groups in which there is nobody."""
+    try:
+        names = [name for name in os.listdir(path) if name.startswith(SPARE)]
+    except OSError:
+        return
+    for name in names:
+        try:
+            os.rmdir(os.path.join(path, name))
+        except OSError:
+            continue
 
 
 def _own_groups() -> dict[str, str]:
@@ -161,10 +174,7 @@ class Group:
     def create(self, *, cpu_millicores: int, memory_bytes: int, pids_limit: int) -> None:
         """Make them with these limits (0: none)."""
         for kind, path in self._paths:
-            try:
-                os.mkdir(path)
-            except FileExistsError:
-                pass
+            os.makedirs(path, exist_ok=True)
             if kind in ("v2", "cpu") and cpu_millicores:
                 quota = max(cpu_millicores * PERIOD_MICROS // 1000, 1000)
                 if kind == "v2":

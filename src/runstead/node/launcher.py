@@ -156,7 +156,10 @@ def _wait_for_work(spare: Spare, data_dir: str) -> None:
     ground = rundir.read_json(os.path.join(data_dir, "node", SPARES))
     seed: Seed | None = None
     if ground is not None and ground["isolation"] != "none":
-        seed = Seed(ground["isolation"], ground["cgroups"], f"{cgroups.SPARE}{os.getpid()}")
+        try:
+            seed = Seed(ground["isolation"], ground["cgroups"], f"{cgroups.SPARE}{os.getpid()}")
+        except OSError:
+            pass  # the attempt will try again, and tell why
     word, fds, _, _ = socket.recv_fds(spare.line, 1, 1)
     if not word:  # the launcher is gone
         if seed is not None:
