@@ -57,6 +57,8 @@ from runstead.stores.content import SqlContentStore
 from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
+from runstead.web.context import WebContext
+from runstead.web.routes import with_pages
 
 log = structlog.get_logger()
 
@@ -194,7 +196,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         owner, token = await server.accounts.ensure_owner()
         http = uvicorn.Server(
             uvicorn.Config(
-                create_api(server.context),
+                with_pages(create_api(server.context), server.web),
                 http="httptools",
                 ws="none",
                 lifespan="off",
@@ -324,6 +326,18 @@ class _Server:
             cursor_key=key,
             public_url=settings.server.public_url,
             max_body_bytes=settings.server.max_body_bytes,
+        )
+        self.web = WebContext(
+            accounts=self.accounts,
+            jobs=self.context.jobs,
+            logs=self.logs,
+            metrics=self.metrics,
+            hardware=hardware,
+            buckets=buckets,
+            content=self.content,
+            clock=clock,
+            key=key,
+            public_url=settings.server.public_url,
         )
 
     def duties(self) -> list[Coroutine[object, object, None]]:

@@ -6,6 +6,7 @@ hence never stale.
 """
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 
 from runstead.events.interface import JOBS, LOGS, EventBus
 from runstead.logs.interface import START, LogStore, Position
+from runstead.model.errors import Invalid
 from runstead.model.jobs import Job
 from runstead.stores.interface import JobStore
 
 _BLOCK_BYTES = 128 * 1024
 _PART_BYTES = 512 * 1024
+_PLACE = re.compile(r"([1-9]\d{0,8}):(\d{1,18})", re.ASCII)
 _CACHED_BLOCKS = 128
 _HEAD_BYTES = 4096
 KEEPALIVE_SECONDS = 25.0  # a snapshot ends after 5 s of silence, a follower gives up after 120 (wire-jobs §9)
@@ -40,6 +43,19 @@ class Written:
     start: Position
     encoded: bytes
     end: Position
+
+
+def place_text(position: Position) -> str:
+    """Return a place in a log as text."""
+    return f"{position.attempt}:{position.offset}"
+
+
+def read_place(text: str) -> Position:
+    """Return the place that `place_text` wrote. Raises Invalid."""
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        raise Invalid(f"not a place in a log, which has the form attempt:offset: {text[:50]!r}")
+    return Position(int(found[1]), int(found[2]))
 
 
 class Logs:
@@ -116,9 +132,13 @@ class Logs:
         return Written(found.start, self._encode(found.lines), found.end)
 
     async def copy(self, job: Job) -> AsyncGenerator[bytes]:
-        """Yield the log as it is now, in blocks of whole lines in stored form."""
+        """Yield the log as it is now, in blocks of whole lines in stored form; the last may hold a little more."""
+        end = (await self._logs.read_back(job.id, None, 1, _PART_BYTES)).end
         position = START
-        while (block := await self._logs.read(job.id, position, _BLOCK_BYTES)).lines:
+        while (position.attempt, position.offset) < (end.attempt, end.offset):
+            block = await self._logs.read(job.id, position, _BLOCK_BYTES)
+            if not block.lines:
+                return
             yield block.lines
             position = block.end
 

@@ -1,0 +1,94 @@
+"""Errors for people: the refusals of the whole server as pages, for browsers; programs keep the Hub's form."""
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runstead.web.visit import VISIT, Site, Visit
+
+_MOST_BYTES = 64 * 1024
+_TITLES = {
+    400: "This request makes no sense here",
+    401: "Sign in first",
+    403: "This is not yours to see or do",
+    404: "There is nothing here",
+    405: "That cannot be done here",
+    409: "That is not possible now",
+    500: "The server failed",
+    501: "This server does not have that",
+    503: "Not at the moment",
+}
+
+
+class HtmlErrors:
+    """Wraps an application whose errors are JSON."""
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self._app = app
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not _is_for_a_person(scope):
+            await self._app(scope, receive, send)
+            return
+        held: Message | None = None
+        body = b""
+
+        async def watched(message: Message) -> None:
+            nonlocal held, body
+            if message["type"] == "http.response.start" and _is_error(message):
+                held = message
+            elif held is None:
+                await send(message)
+            else:
+                body += message.get("body", b"")[: _MOST_BYTES - len(body)]
+                if not message.get("more_body", False):
+                    await self._send_page(scope, receive, send, held, body)
+
+        await self._app(scope, receive, watched)
+
+    async def _send_page(self, scope: Scope, receive: Receive, send: Send, start: Message, body: bytes) -> None:
+        status: int = start["status"]
+        response = self._site.templates.page("error.html", self._values(scope, status, body), status)
+        for name, value in Headers(raw=start["headers"]).items():
+            if name not in ("content-type", "content-length"):
+                response.headers.setdefault(name, value)
+        await response(scope, receive, send)
+
+    def _values(self, scope: Scope, status: int, body: bytes) -> dict[str, Any]:
+        visit: Visit | None = scope.get(VISIT)
+        request = Request(scope)
+        return {
+            "visit": visit,
+            "form_token": self._site.sessions.form_token(visit.session) if visit else None,
+            "status": status,
+            "title": _TITLES.get(status) or HTTPStatus(status).phrase,
+            "message": _message(body),
+            "next": request.url.path if request.method == "GET" else "/",
+        }
+
+
+def _is_for_a_person(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return (
+        "text/html" in headers.get("accept", "")
+        and "authorization" not in headers
+        and not scope["path"].startswith("/api/")
+    )
+
+
+def _is_error(start: Message) -> bool:
+    return start["status"] >= 400 and Headers(raw=start["headers"]).get("content-type", "") == "application/json"
+
+
+def _message(body: bytes) -> str:
+    try:
+        found = json.loads(body)
+        return str(found["error"])
+    except (ValueError, KeyError, TypeError):
+        return ""
