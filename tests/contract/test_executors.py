@@ -561,7 +561,8 @@ async def test_the_death_of_a_supervisor_is_the_death_of_its_job(site: Site) -> 
     if site.row.supervisor is None:
         pytest.skip("no supervisor of ours")
     mark = secrets.token_hex(8)
-    launch = site.launch("sh", "-c", f"MARK={mark} sleep 1000 & echo ready; exec env MARK={mark} sleep 1000")
+    launch = site.launch("sh", "-c", "sleep 1000 & setsid sleep 1000 & sh -c 'echo ready; exec sleep 1000'")
+    launch = replace(launch, environment={"MARK": mark})
     handle = await site.start(launch)
     await site.line(launch, "ready")
     pids = _processes_with(mark.encode(), "environ")

@@ -54,7 +54,7 @@ def run(control: socket.socket, orders: socket.socket) -> None:
     """Be process 1 of a job; does not return. On `orders` come open files, then an Order."""
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+        syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
         word, fds, _, _ = socket.recv_fds(orders, 1, 2)
         message = framing.receive(orders)
         if not word or message is None:
@@ -88,6 +88,7 @@ class _SupervisorGone(Exception):
 def _enter(order: Order, network: list[int], control: socket.socket) -> None:
     """Enter what is the job's own and leave everything that the command must not have."""
     request, owner = order.request, order.owner
+    syscalls.unshare(syscalls.CLONE_NEWNS)  # not before: what is mounted meanwhile may be for this job
     for fd in network:
         syscalls.enter(fd, syscalls.CLONE_NEWNET)
         os.close(fd)

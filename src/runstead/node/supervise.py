@@ -80,6 +80,7 @@ class Supervisor:
         self._wake_at: float | None = None  # when the server may be told of new lines again
         self._reason: str | None = None  # "timeout" or "stopped", once we asked the job to end
         self._status: int | None = None
+        self._cut_off = False  # process 1 died before the command did
 
     def run(self, connection: socket.socket) -> None:
         """Start the command, tell who asked, and stay until the end."""
@@ -327,6 +328,7 @@ class Supervisor:
         word = self._talk.recv(64)
         _, killed = os.waitpid(self._child, 0)  # returns when the whole namespace is empty
         self._status = int(word[1:]) if word[:1] == b"X" else killed
+        self._cut_off = word[:1] != b"X"
 
     # End
 
@@ -340,6 +342,8 @@ class Supervisor:
         if reason == "exited" and code != 0 and self._group.memory_kills():
             reason = "oom"
             message = f"the job used more than its {_size(self._request.memory_bytes)} of memory and was killed"
+        elif reason == "exited" and self._cut_off:
+            message = "the job was killed from outside, by this machine's administrator or for lack of memory"
         self._record(reason, code, number, message)
 
     def _finish_unstarted(self, message: str, code: int | None) -> None:
