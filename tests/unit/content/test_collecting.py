@@ -37,11 +37,12 @@ class TurnedClock:
 class Buckets(FileRoots):
     def __init__(self) -> None:
         self.files: dict[str, set[bytes]] = {scope: set() for scope in SCOPES}
+        self.pause = 0.0
 
     async def referenced(self) -> AsyncIterator[Collection[bytes]]:
         for scope in SCOPES:
-            await asyncio.sleep(0)
             yield list(self.files[scope])
+            await asyncio.sleep(self.pause)
 
 
 class Model(RuleBasedStateMachine):
@@ -149,11 +150,12 @@ class Model(RuleBasedStateMachine):
         self.run(self.collect())
 
     @precondition(lambda self: self.contents)
-    @rule(data=st.data(), seed=st.integers(0, 5))
-    def all_at_once(self, data: st.DataObject, seed: int) -> None:
+    @rule(data=st.data(), seed=st.integers(0, 5), pause=st.sampled_from([0.0, 0.003, 0.02]), back=st.booleans())
+    def all_at_once(self, data: st.DataObject, seed: int, pause: float, back: bool) -> None:
         """A file moves from bucket to bucket, another is uploaded, while two collections run."""
         name = self.known(data)
-        one, other = SCOPES
+        one, other = reversed(SCOPES) if back else SCOPES
+        self.buckets.pause = pause
 
         async def move() -> None:
             await self.copy(one, other, name)
@@ -167,6 +169,7 @@ class Model(RuleBasedStateMachine):
             await asyncio.gather(self.collect(), move(), send(), self.collect())
 
         self.run(everything())
+        self.buckets.pause = 0.0
 
     @invariant()
     def what_is_referred_to_is_whole(self) -> None:
@@ -180,6 +183,10 @@ class Model(RuleBasedStateMachine):
             if now - at <= GRACE:
                 assert name in self.run(self.content.hold([name])), (at, now)
                 self.promised[name] = now
+
+    @invariant()
+    def xorbs_that_were_promised_are_there(self) -> None:
+        now = self.clock.now()
         kept = [name for name, at in self.xorbs.items() if now - at <= GRACE]
         assert set(self.run(self.store.xorbs(kept))) == set(kept)
 
@@ -208,7 +215,7 @@ class Patient(Model):
         super().teardown()
 
 
-_settings = settings(max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+_settings = settings(max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
 TestModel = Model.TestCase
 TestModel.settings = _settings
 TestPatient = Patient.TestCase
@@ -250,5 +257,35 @@ async def test_dry_says_what_would_go_and_removes_nothing(tmp_path: Path) -> Non
     assert await store.files_after(b"", 10)
     assert await content.collecting([]).collect() == would
     assert not await store.files_after(b"", 10)
+    content.close()
+    await database.close()
+
+
+async def test_a_move_behind_the_back_of_a_collection(tmp_path: Path) -> None:
+    """A collection looks at one bucket, the file moves there, the collection looks at the bucket it was in."""
+    clock = TurnedClock()
+    database = SqliteDatabase(tmp_path / "db")
+    content = StoredContent(SqlContentStore(database), DiskObjectStore(tmp_path / "objects"), clock, b"k" * 32)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"moving" * 10_000
+
+    name = (await content.store("bucket:b", pieces())).file_hash
+    clock.time += GRACE + timedelta(days=5)
+    looked, moved = asyncio.Event(), asyncio.Event()
+
+    class Roots(FileRoots):
+        async def referenced(self) -> AsyncIterator[Collection[bytes]]:
+            yield []
+            looked.set()
+            await moved.wait()
+            yield []
+
+    collecting = asyncio.create_task(content.collecting([Roots()]).collect())
+    await looked.wait()
+    assert name in await content.share("bucket:a", [name])
+    moved.set()
+    assert (await collecting).files == 0
+    assert b"".join([piece async for piece in content.read(name)]) == b"moving" * 10_000
     content.close()
     await database.close()
