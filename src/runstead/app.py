@@ -12,12 +12,14 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
 import structlog
 import uvicorn
 
+from runstead.api.bodies import BodyProtocol
 from runstead.api.context import Context
 from runstead.api.routes import create_api
 from runstead.api.sse import encode_log_lines
@@ -40,7 +42,10 @@ from runstead.services.admission import AdmissionRounds
 from runstead.services.buckets.batches import Batches
 from runstead.services.buckets.buckets import Buckets
 from runstead.services.buckets.following import Following
-from runstead.services.buckets.keeping import Keeping
+from runstead.services.buckets.keeping import BucketRoots, Keeping
+from runstead.services.content.checking import Checking
+from runstead.services.content.collecting import Collecting
+from runstead.services.content.content import FileRoots
 from runstead.services.content.service import ContentLimits, StoredContent
 from runstead.services.hardware import Hardware, derive_flavors
 from runstead.services.jobs import JobLimits, Jobs
@@ -126,6 +131,36 @@ async def open_keeping(settings: Settings) -> AsyncGenerator[Keeping]:
         await database.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What looks after stored content."""
+
+    collecting: Collecting
+    checking: Checking
+
+
+@asynccontextmanager
+async def open_storage(settings: Settings) -> AsyncGenerator[Storage]:
+    """Open the stored content of a server, whether it runs or not."""
+    _make_private(settings.server.data_dir)
+    database = await open_database(settings.database_url)
+    try:
+        key = load_key(settings.server.data_dir / "secret.key")
+        content = build_content(settings, database, SystemClock(), key)
+        try:
+            roots = _roots(database)
+            yield Storage(content.collecting(roots), content.checking(roots))
+        finally:
+            content.close()
+    finally:
+        await database.close()
+
+
+def _roots(database: Database) -> list[FileRoots]:
+    """Return all that refers to stored content: what is missing here is garbage."""
+    return [BucketRoots(SqlBucketLog(database))]
+
+
 def build_executor(settings: Settings, wake: Callable[[str, str], None], port: int | None = None) -> Executor:
     """Return the executor that the settings name. `port` is the server's, the one thing of it jobs may reach."""
     chosen = settings.executor
@@ -147,7 +182,7 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
 
 def build_content(settings: Settings, database: Database, clock: Clock, key: bytes) -> StoredContent:
     """Return the stored content of a server."""
-    limits = ContentLimits(url_seconds=settings.storage.url_seconds)
+    limits = ContentLimits(url_seconds=settings.storage.url_seconds, grace=timedelta(days=settings.storage.grace_days))
     return StoredContent(SqlContentStore(database), build_objects(settings), clock, key, limits)
 
 
@@ -197,7 +232,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         http = uvicorn.Server(
             uvicorn.Config(
                 with_pages(create_api(server.context), server.web),
-                http="httptools",
+                http=BodyProtocol,
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -300,6 +335,7 @@ class _Server:
         self.logs = Logs(self._store, log_store, events, encode_log_lines, b"===== Job started")
         self.metrics = JobMetrics(self._store, executor, hardware, events, clock)
         self.content = build_content(settings, database, clock, key)
+        self._collecting = self.content.collecting(_roots(database), settings.storage.collect_hours * 3600)
         bucket_store, bucket_log = SqlBucketStore(database), SqlBucketLog(database)
         buckets = Buckets(bucket_store, self.content, events, clock)
         self.following = Following(bucket_store, bucket_log, events)
@@ -347,6 +383,7 @@ class _Server:
             forever("admission", self._admission.run),
             forever("sweeper", self._sweeper.run),
             forever("buckets", self._keeping.run),
+            *([forever("garbage", self._collecting.run)] if self._collecting.every_seconds else []),
         ]
 
     async def stop_jobs(self) -> None:

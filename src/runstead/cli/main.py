@@ -22,6 +22,8 @@ COMMANDS = {
     "org": "runstead.cli.org",
     "token": "runstead.cli.token",
     "bucket": "runstead.cli.bucket",
+    "gc": "runstead.cli.gc",
+    "fsck": "runstead.cli.fsck",
     "config": "runstead.cli.config",
     "doctor": "runstead.cli.doctor",
 }

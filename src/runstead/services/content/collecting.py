@@ -57,6 +57,7 @@ class Collecting:
         threads: Threads,
         clock: Clock,
         grace: timedelta,
+        every_seconds: float = 0,
     ) -> None:
         self._store = store
         self._objects = objects
@@ -64,6 +65,13 @@ class Collecting:
         self._threads = threads
         self._clock = clock
         self._grace = grace
+        self.every_seconds = every_seconds
+
+    async def run(self) -> None:
+        """Rest, then collect."""
+        await self._clock.sleep(self.every_seconds)
+        found = await self.collect()
+        log.info("garbage was collected", files=found.files, xorbs=found.xorbs, bytes=found.bytes)
 
     async def collect(self, dry: bool = False) -> Collected:
         """Remove what nobody refers to and nobody counted on during the grace period; return how much that was.
@@ -75,9 +83,7 @@ class Collecting:
         files, needed = await self._sweep_files(referred, round_)
         found = await self._sweep_xorbs(needed, round_)
         objects, size = await self._sweep_objects(round_)
-        found = replace(found, files=files, objects=objects, bytes=found.bytes + size)
-        log.info("garbage was collected", dry=dry, files=found.files, xorbs=found.xorbs, bytes=found.bytes)
-        return found
+        return replace(found, files=files, objects=objects, bytes=found.bytes + size)
 
     async def _referred(self) -> Marks:
         marks = Marks()

@@ -71,9 +71,11 @@ class StoredContent(Content):
         """Finish what was begun in threads."""
         self.threads.close()
 
-    def collecting(self, roots: Sequence[FileRoots]) -> Collecting:
+    def collecting(self, roots: Sequence[FileRoots], every_seconds: float = 0) -> Collecting:
         """Return the garbage collection, for content that these are all who refer to."""
-        return Collecting(self._store, self._objects, roots, self.threads, self._clock, self.limits.grace)
+        return Collecting(
+            self._store, self._objects, roots, self.threads, self._clock, self.limits.grace, every_seconds
+        )
 
     def checking(self, roots: Sequence[FileRoots]) -> Checking:
         """Return the check of everything stored."""
