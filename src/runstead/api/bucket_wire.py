@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from runstead.api.wire import instant
 from runstead.model.buckets import Batch, Bucket, BucketFile, Change, Folder
 from runstead.model.content import CasToken
 from runstead.model.errors import Invalid
@@ -68,6 +67,11 @@ class Move(_Request):
     type: str = "model"
 
 
+def _instant(at: datetime) -> str:
+    """Return a UTC time as the clients parse it: with milliseconds, and ending in `Z`."""
+    return at.isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
 def bucket_json(bucket: Bucket) -> dict[str, Any]:
     """Return a bucket as `bucket_info` and `list_buckets` read it."""
     found: dict[str, Any] = {
@@ -76,8 +80,8 @@ def bucket_json(bucket: Bucket) -> dict[str, Any]:
         "author": bucket.namespace.name,
         "private": bucket.private,
         "visibility": "private" if bucket.private else "public",
-        "createdAt": instant(bucket.created_at),
-        "updatedAt": instant(bucket.updated_at),
+        "createdAt": _instant(bucket.created_at),
+        "updatedAt": _instant(bucket.updated_at),
         "size": bucket.size,
         "totalFiles": bucket.total_files,
     }
@@ -91,14 +95,14 @@ def bucket_json(bucket: Bucket) -> dict[str, Any]:
 def entry_json(entry: BucketFile | Folder) -> dict[str, Any]:
     """Return an entry of a tree."""
     if isinstance(entry, Folder):
-        return {"type": "directory", "path": entry.path, "uploadedAt": instant(entry.uploaded_at)}
+        return {"type": "directory", "path": entry.path, "uploadedAt": _instant(entry.uploaded_at)}
     found: dict[str, Any] = {
         "type": "file",
         "path": entry.path,
         "size": entry.size,
         "xetHash": hash_to_text(entry.file_hash),
-        "mtime": instant(entry.mtime),
-        "uploadedAt": instant(entry.uploaded_at),
+        "mtime": _instant(entry.mtime),
+        "uploadedAt": _instant(entry.uploaded_at),
     }
     if entry.content_type is not None:
         found["contentType"] = entry.content_type
@@ -140,8 +144,8 @@ def _change_json(change: Change, at: datetime) -> dict[str, Any]:
         found |= {
             "size": change.file.size,
             "xetHash": hash_to_text(change.file.file_hash),
-            "uploadedAt": instant(at),
-            "mtime": instant(change.file.mtime),
+            "uploadedAt": _instant(at),
+            "mtime": _instant(change.file.mtime),
         }
     return found
 
@@ -152,7 +156,7 @@ def operation_from(line: bytes, number: int) -> Operation:
     What can be laid to a path becomes a refusal of that path. Raises Invalid, with the line's number, for the rest.
     """
     try:
-        value: object = json.loads(line, parse_constant=_no_constant)
+        value: object = _DECODER.decode(line.decode())
     except (ValueError, RecursionError) as error:
         raise Invalid(f"not valid JSON: {error}", f"line {number}") from error
     if not isinstance(value, dict):
@@ -183,6 +187,9 @@ def operation_from(line: bytes, number: int) -> Operation:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _hash(given: Mapping[str, Any]) -> bytes:
