@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from shlex import join
 from urllib.parse import quote
 
-from runstead.model.jobs import FailureClass, Job, JobSpec, Stage
+from runstead.model.jobs import FailureClass, Job, JobSpec, Phase, Stage
 
 STAGE_WORDS = {
     Stage.SCHEDULING: "Waiting",
@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     if minutes:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{seconds:.1f} s" if 0 < seconds < 10 and seconds != whole else f"{whole} s"
+    return f"{seconds:.1f} s" if 0.05 <= seconds < 9.95 and seconds != whole else f"{whole} s"
 
 
 def size(count: int) -> str:
@@ -67,9 +67,14 @@ def job_title(job: Job) -> str:
     return job.labels.get("name") or command_line(job.spec)
 
 
-def stage_word(stage: Stage) -> str:
-    """Return a stage in a word."""
-    return STAGE_WORDS[stage]
+def stage_word(stage: Stage, phase: Phase | None = None) -> str:
+    """Return a stage in a word; the phase tells what starts from what waits."""
+    return "Starting" if phase is Phase.STARTING and stage is Stage.SCHEDULING else STAGE_WORDS[stage]
+
+
+def reason(message: str | None, failure: FailureClass | None) -> str:
+    """Return a message without the failure class it begins with, for where that is said beside it."""
+    return (message or "").removeprefix(f"{failure}: " if failure is not None else "")
 
 
 def failure_words(failure: FailureClass) -> str:

@@ -54,15 +54,18 @@ class HtmlErrors:
 
     async def _send_page(self, scope: Scope, receive: Receive, send: Send, start: Message, body: bytes) -> None:
         status: int = start["status"]
-        response = self._site.templates.page("error.html", self._values(scope, status, body), status)
+        values = await self._values(scope, status, body)
+        response = self._site.templates.page("error.html", values, status)
         for name, value in Headers(raw=start["headers"]).items():
             if name not in ("content-type", "content-length"):
                 response.headers.setdefault(name, value)
         await response(scope, receive, send)
 
-    def _values(self, scope: Scope, status: int, body: bytes) -> dict[str, Any]:
-        visit: Visit | None = scope.get(VISIT)
+    async def _values(self, scope: Scope, status: int, body: bytes) -> dict[str, Any]:
         request = Request(scope)
+        visit: Visit | None = scope.get(VISIT)
+        if visit is None and status < 500:
+            visit = await self._site.visit(request)
         return {
             "visit": visit,
             "form_token": self._site.sessions.form_token(visit.session) if visit else None,

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from runstead.model.accounts import Permission
 from runstead.model.errors import RunsteadError
 from runstead.model.hardware import Flavor
-from runstead.model.jobs import Job
+from runstead.model.jobs import HistoryEntry, Job, Phase
 from runstead.web.job_commands import job_commands
 from runstead.web.visit import Visit, see
 
@@ -32,7 +32,7 @@ async def job_page(visit: Visit) -> Response:
         message=visit.context.jobs.message(job),
         times=times_of(job),
         flavor=_flavor(visit, job),
-        history=await visit.context.jobs.history(visit.caller, job.namespace, job.id),
+        history=told(await visit.context.jobs.history(visit.caller, job.namespace, job.id)),
         commands=job_commands(job, job.namespace == visit.caller.user.name),
         may_write=visit.caller.may(Permission.WRITE, job.namespace),
         address=address_of(job),
@@ -57,6 +57,17 @@ async def find_job(visit: Visit) -> Job:
     """Return the job of a request's path. Raises NotFound or Forbidden."""
     found = visit.request.path_params
     return await visit.context.jobs.get(visit.caller, found["namespace"], found["job_id"])
+
+
+def told(history: list[HistoryEntry]) -> list[HistoryEntry]:
+    """Leave out that what a job had was given back: nothing of interest to people changes then."""
+    return [one for i, one in enumerate(history) if i == 0 or not _says_nothing(one, history[i - 1])]
+
+
+def _says_nothing(entry: HistoryEntry, before: HistoryEntry) -> bool:
+    return (entry.phase is Phase.DONE or entry.phase is before.phase) and (
+        (entry.stage, entry.message) == (before.stage, before.message)
+    )
 
 
 def address_of(job: Job) -> str:

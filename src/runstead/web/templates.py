@@ -37,6 +37,7 @@ class Templates:
             job_title=formats.job_title,
             stage_word=formats.stage_word,
             failure_words=formats.failure_words,
+            reason=formats.reason,
             segment=formats.segment,
             path=formats.path,
             shell=join,

@@ -1,5 +1,5 @@
 // Turns a line of terminal output into elements. The line is only ever text: colours are classes, all other
-// control sequences are dropped, and other control characters are shown as the pictures Unicode has for them.
+// control sequences are dropped, and other control characters are shown as ^X.
 
 // Colours and the like; any other sequence (moves, titles, links); a sequence that was cut short.
 const SEQUENCE = /\x1b\[([\d;:]*)m|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\|$)|\x1b[ -/]*[0-~]|\x1b\[?/g;
@@ -10,7 +10,7 @@ export function plainStyle() {
 }
 
 function printable(text) {
-  return text.replace(CONTROL, (c) => (c === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + c.charCodeAt(0))));
+  return text.replace(CONTROL, (c) => (c === "\x07" ? "" : `^${String.fromCharCode(c.charCodeAt(0) ^ 64)}`));
 }
 
 // A terminal shows what was written last over a line: progress bars write it again and again.

@@ -10,7 +10,8 @@ import { LogSearch } from "./search.js";
 
 const MOST_LINES = 20000;
 const CHUNK_LINES = 500;
-const NEAR_END_PIXELS = 30;
+const FEW_LINES = 200;
+const NEAR_END_PIXELS = 8;
 const START = "===== Job started";
 
 export function startLog(section) {
@@ -43,6 +44,8 @@ class LogView {
     this.earlier.addEventListener("click", () => this.showEarlier());
     this.latest.addEventListener("click", () => this.showLatest());
     this.view.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    this.view.addEventListener("wheel", (turned) => turned.deltaY < 0 && this.setFollowing(false), { passive: true });
+    new ResizeObserver(() => this.following && this.toEnd()).observe(this.list);
     document.addEventListener("visibilitychange", () => (document.hidden ? this.disconnect() : this.connect()));
     for (const button of this.section.querySelectorAll("[data-toggle]")) {
       button.addEventListener("click", () => this.toggle(button.dataset.toggle));
@@ -65,6 +68,7 @@ class LogView {
 
   setFollowing(on) {
     this.following = on;
+    this.view.classList.toggle("follows", on);
     this.section.querySelector('[data-toggle="follow"]').setAttribute("aria-pressed", String(on));
   }
 
@@ -73,15 +77,16 @@ class LogView {
   }
 
   toEnd() {
-    this.jumpedTo = null;
     this.view.scrollTop = this.view.scrollHeight;
-    this.jumpedTo = this.view.scrollTop;
+    this.end = { top: this.view.scrollTop, height: this.view.scrollHeight };
   }
 
   scrolled() {
-    if (this.following && this.jumpedTo !== undefined && this.view.scrollTop < this.jumpedTo - NEAR_END_PIXELS && !this.isNearEnd()) {
-      this.setFollowing(false);
-    } else if (!this.following && this.atEnd && !this.search.isActive && this.isNearEnd()) {
+    if (this.following) {
+      // With another height it was the layout that moved, and the observer sees to it.
+      const moved = this.end && this.view.scrollTop < this.end.top - NEAR_END_PIXELS;
+      if (moved && this.view.scrollHeight === this.end.height) this.setFollowing(false);
+    } else if (this.atEnd && !this.search.isActive && this.isNearEnd()) {
       this.setFollowing(true);
     }
   }
@@ -113,9 +118,17 @@ class LogView {
     this.append(part);
     this.earlier.hidden = !part.lines.length || part.start === "1:0";
     this.place = part.end;
+    await this.fill();
     this.setFollowing(true);
     this.toEnd();
     this.connect();
+  }
+
+  // A part is of one attempt: with a short last one, the one before is shown too.
+  async fill() {
+    for (let tries = 0; tries < 5 && this.count && this.count < FEW_LINES && !this.earlier.hidden; tries += 1) {
+      await this.showEarlier();
+    }
   }
 
   async showEarlier() {
@@ -224,6 +237,7 @@ class LogView {
     last.element.append(...lines);
     last.end = part.end;
     last.count += lines.length;
+    setHeight(last);
     this.count += lines.length;
     this.search.added(lines, false);
   }
@@ -240,6 +254,7 @@ class LogView {
     this.view.scrollTop += anchor.getBoundingClientRect().top - before;
     this.count += lines.length;
     this.search.added(lines, true);
+    setHeight(chunk);
     this.trimEnd();
   }
 
@@ -270,6 +285,11 @@ function chunkElement() {
   const element = document.createElement("div");
   element.className = "chunk";
   return element;
+}
+
+// What a chunk takes that is not laid out yet: a line is 1.5 em, if it is not wrapped.
+function setHeight(chunk) {
+  chunk.element.style.containIntrinsicBlockSize = `auto ${chunk.count * 1.5}em`;
 }
 
 function lineElement(line, style) {

@@ -1,6 +1,8 @@
 // Small curves of what a running job uses, a sample a second, five minutes back.
 
-const SAMPLES = 300;
+const MOST_SAMPLES = 300;
+const FEWEST_SAMPLES = 60;
+const WIDTH = 300;
 const HEIGHT = 48;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -43,7 +45,7 @@ class MetricsView {
     this.section.hidden = false;
     this.chart("CPU", 1).add([sample.cpu_percent / 100], `${number((sample.cpu_percent / 100) * sample.cpu_cores)} of ${number(sample.cpu_cores)} cores`, 1);
     this.chart("Memory", 1).add([sample.memory_used / sample.memory_total], `${bytes(sample.memory_used)} of ${bytes(sample.memory_total)}`, 1);
-    this.chart("Network", 2, ["in", "out"]).add([sample.received, sample.sent], `${bytes(sample.received)}/s in, ${bytes(sample.sent)}/s out`);
+    this.chart("Network", 2).add([sample.received, sample.sent], [`${bytes(sample.received)}/s in`, `${bytes(sample.sent)}/s out`]);
     for (const gpu of sample.gpus) {
       const name = sample.gpus.length > 1 ? `GPU ${gpu.name}` : "GPU";
       this.chart(name, 1).add([gpu.percent / 100], `${number(gpu.percent)} %`, 1);
@@ -51,10 +53,10 @@ class MetricsView {
     }
   }
 
-  chart(name, curves, keys) {
+  chart(name, curves) {
     let chart = this.charts.get(name);
     if (!chart) {
-      chart = new Chart(name, curves, keys);
+      chart = new Chart(name, curves);
       this.charts.set(name, chart);
       this.section.append(chart.element);
     }
@@ -63,19 +65,14 @@ class MetricsView {
 }
 
 class Chart {
-  constructor(name, curves, keys = []) {
+  constructor(name, curves) {
     this.series = Array.from({ length: curves }, () => []);
     this.element = html("div", "card metric");
     const head = html("div", "metric-head");
     this.value = html("b");
-    const title = html("span");
-    title.append(name);
-    keys.forEach((key, i) => {
-      title.append(i ? "" : " ", html("i", i ? "key second" : "key"), html("span", "dim", key));
-    });
-    head.append(title, this.value);
-    this.drawing = svg("svg", { viewBox: `0 0 ${SAMPLES - 1} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    this.drawing.append(svg("line", { class: "grid", x1: 0, x2: SAMPLES - 1, y1: HEIGHT, y2: HEIGHT }), svg("line", { class: "grid", x1: 0, x2: SAMPLES - 1, y1: 0, y2: 0 }));
+    head.append(html("span", "", name), this.value);
+    this.drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    for (const y of [0, HEIGHT]) this.drawing.append(svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y }));
     this.curves = this.series.map((_, i) => {
       const rank = i ? " second" : "";
       const pair = { area: svg("path", { class: `area${rank}` }), curve: svg("path", { class: `curve${rank}` }) };
@@ -85,18 +82,23 @@ class Chart {
     this.element.append(head, this.drawing);
   }
 
-  // `top` is the value at the upper edge; without one it is the largest there is.
+  // `text` says the values, in one or a text for each; `top` is the value at the upper edge, else the largest there is.
   add(values, text, top) {
-    this.value.textContent = text;
+    if (typeof text === "string") this.value.textContent = text;
+    else this.value.replaceChildren(...text.flatMap((one, i) => [html("i", i ? "key second" : "key"), one]));
     const highest = Math.max(...this.series.flat(), ...values, 1024);
     values.forEach((value, i) => {
       const series = this.series[i];
       series.push(value);
-      if (series.length > SAMPLES) series.shift();
-      const first = SAMPLES - series.length;
-      const points = series.map((one, x) => `${first + x},${(HEIGHT * (1 - Math.min(one / (top ?? highest), 1))).toFixed(1)}`);
+      if (series.length > MOST_SAMPLES) series.shift();
+      const step = WIDTH / (Math.max(series.length, FEWEST_SAMPLES) - 1);
+      const first = WIDTH - step * (series.length - 1);
+      const points = series.map((one, x) => {
+        const y = HEIGHT * (1 - Math.min(one / (top ?? highest), 1));
+        return `${(first + step * x).toFixed(2)},${y.toFixed(2)}`;
+      });
       this.curves[i].curve.setAttribute("d", `M${points.join("L")}`);
-      this.curves[i].area.setAttribute("d", `M${first},${HEIGHT}L${points.join("L")}L${SAMPLES - 1},${HEIGHT}Z`);
+      this.curves[i].area.setAttribute("d", `M${first},${HEIGHT}L${points.join("L")}L${WIDTH},${HEIGHT}Z`);
     });
   }
 }
@@ -115,7 +117,7 @@ function svg(name, attributes) {
 }
 
 function number(value) {
-  return value >= 100 ? value.toFixed(0) : Number(value.toPrecision(2)).toString();
+  return Number(value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2)).toString();
 }
 
 function bytes(count) {
