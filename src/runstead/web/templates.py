@@ -28,21 +28,22 @@ class Templates:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters.update(
-            iso=formats.iso,
-            instant=formats.instant,
-            duration=formats.duration,
-            size=formats.size,
-            command_line=formats.command_line,
-            job_title=formats.job_title,
-            stage_word=formats.stage_word,
-            failure_words=formats.failure_words,
-            reason=formats.reason,
-            segment=formats.segment,
-            path=formats.path,
-            shell=join,
-            fingerprint=fingerprint,
-        )
+        filters: dict[str, Any] = {
+            "iso": formats.iso,
+            "instant": formats.instant,
+            "duration": formats.duration,
+            "size": formats.size,
+            "command_line": formats.command_line,
+            "job_title": formats.job_title,
+            "stage_word": formats.stage_word,
+            "failure_words": formats.failure_words,
+            "reason": formats.reason,
+            "segment": formats.segment,
+            "path": formats.path,
+            "shell": join,
+            "fingerprint": fingerprint,
+        }
+        self._environment.filters.update(filters)
         self._shared = {"static": static.address, "version": runstead.__version__}
 
     def page(self, name: str, values: Mapping[str, Any], status: int = 200) -> Response:

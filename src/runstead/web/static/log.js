@@ -11,6 +11,8 @@ import { LogSearch } from "./search.js";
 const MOST_LINES = 20000;
 const CHUNK_LINES = 500;
 const FEW_LINES = 200;
+const MOST_CHARACTERS = 1_000_000; // shown at once, as they travel
+const FLUSH_MILLISECONDS = 60;
 const NEAR_END_PIXELS = 8;
 const START = "===== Job started";
 
@@ -28,7 +30,7 @@ class LogView {
     this.note = section.querySelector("[data-note]");
     this.chunks = []; // { element, start, end, count }
     this.count = 0;
-    this.waiting = []; // what came since the last frame
+    this.waiting = []; // what came and is not shown yet, as JSON
     this.style = plainStyle();
     this.source = null;
     this.over = false; // nothing will follow what is there
@@ -163,8 +165,8 @@ class LogView {
     source.addEventListener("open", () => this.describe());
     source.addEventListener("lines", (event) => {
       this.place = event.lastEventId;
-      this.waiting.push(JSON.parse(event.data));
-      if (this.waiting.length === 1) requestAnimationFrame(() => this.flush());
+      this.waiting.push(event.data);
+      if (this.waiting.length === 1) setTimeout(() => this.flush(), FLUSH_MILLISECONDS);
     });
     source.addEventListener("end", () => {
       this.over = true;
@@ -195,18 +197,17 @@ class LogView {
   flush() {
     const parts = this.waiting;
     this.waiting = [];
-    let skipped = false;
-    let coming = 0;
+    let size = 0;
     for (let i = parts.length - 1; i >= 0; i -= 1) {
-      coming += parts[i].lines.length;
-      if (coming > MOST_LINES) {
-        // More came in one frame than is ever shown: begin anew with the end of it.
+      size += parts[i].length;
+      if (i && size > MOST_CHARACTERS && this.following) {
+        // More came than anybody can read: begin anew with the end of it. The rest can be had as earlier lines.
         parts.splice(0, i);
-        skipped = true;
+        this.clear();
+        this.earlier.hidden = false;
         break;
       }
     }
-    if (skipped) this.clear();
     for (const part of parts) {
       if (!this.atEnd) break;
       if (!this.following && this.count > MOST_LINES) {
@@ -216,7 +217,7 @@ class LogView {
         this.disconnect();
         break;
       }
-      this.append(part);
+      this.append(JSON.parse(part));
     }
     if (this.following) {
       this.trimStart();
