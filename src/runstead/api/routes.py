@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import runstead
-from runstead.api import accounts, buckets, errors, jobs, raw_path, resolve, unbuilt
+from runstead.api import accounts, buckets, errors, jobs, openapi, raw_path, resolve, unbuilt
 from runstead.api.cas import CasRoutes
 from runstead.api.context import Context
 from runstead.api.limits import BodyLimit, DateHeader
@@ -69,6 +69,7 @@ def create_api(context: Context) -> FastAPI:
     )
     app.state.context = context
     errors.install(app)
+    openapi.install(app)
     raw_path.install()
     for method, path, endpoint in ROUTES:
         app.add_api_route(path, endpoint, methods=[method], response_model=None, name=endpoint.__name__)
