@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runstead.model.accounts import Namespace, NamespaceKind
+from runstead.model.accounts import Namespace, NamespaceKind, User
 from runstead.model.buckets import Bucket, BucketFile, Folder, NewFile, Op, place_behind
 from runstead.model.errors import Conflict, NotFound
 from runstead.model.ids import new_id
+from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
 from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.database import Database
@@ -155,6 +156,16 @@ async def test_a_deleted_bucket_is_gone_and_can_come_back(store: SqlBucketStore)
     assert not await store.undelete(bucket.id)
     back = await store.find("alice", "data")
     assert back is not None and back.id == bucket.id and back.deleted_at is None and back.total_files == 1
+
+
+async def test_an_account_with_buckets_stays(store: SqlBucketStore, database: Database) -> None:
+    accounts = SqlAccountStore(database)
+    await accounts.add_user(User(ALICE.id, "alice", "Alice", False, NOW))
+    bucket = await store.add(new_bucket())
+    with pytest.raises(Conflict, match="buckets"):
+        await accounts.remove_user("alice")
+    await store.delete(bucket.id, NOW)
+    assert await accounts.remove_user("alice")
 
 
 # Files

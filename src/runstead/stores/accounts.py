@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import bindparam, delete, exists, select
+from sqlalchemy import bindparam, delete, exists, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from runstead.model.accounts import (
@@ -16,6 +16,7 @@ from runstead.model.accounts import (
     User,
 )
 from runstead.model.errors import Conflict, NotFound
+from runstead.stores.bucket_tables import LIVE, buckets
 from runstead.stores.database import Database, Transaction, reject_unstorable
 from runstead.stores.interface import AccountStore
 from runstead.stores.rows import (
@@ -153,6 +154,8 @@ class SqlAccountStore(AccountStore):
         def work(transaction: Transaction) -> bool:
             if transaction.row(_OWNS_JOBS, {"name": name}):
                 raise Conflict(f"this account owns jobs; delete them, or wait until they have expired: {name}")
+            if transaction.row(_OWNS_BUCKETS, {"name": name}):
+                raise Conflict(f"this account owns buckets; delete them, or move them to another: {name}")
             return transaction.run(_REMOVE, _named(name, kind)) > 0
 
         return await self._database.write(work)
@@ -182,6 +185,11 @@ _OWNS_JOBS = (
     select(accounts.c.id)
     .where(accounts.c.name == bindparam("name"))
     .where(exists().where(jobs.c.namespace == accounts.c.name))
+)
+_OWNS_BUCKETS = (
+    select(accounts.c.id)
+    .where(accounts.c.name == bindparam("name"))
+    .where(exists().where(buckets.c.namespace == accounts.c.name, text(LIVE)))
 )
 _OF_KIND = select(*ACCOUNT_COLUMNS).where(accounts.c.kind == bindparam("kind")).order_by(accounts.c.name)
 _ANY_NAMED = select(*ACCOUNT_COLUMNS).where(accounts.c.name == bindparam("name"))

@@ -78,11 +78,12 @@ class SqlBucketLog(BucketLog):
         files, kept = await self._database.read(work, consistent=True)
         # Where one of the two lists was cut, nothing is known of the other one's paths behind it.
         last = min((rows[-1][0] for rows in (files, kept) if len(rows) == limit), default=None)
-        then = {row[0]: row for row in kept}
+        now = {row[0]: new_file_from(row) for row in files}
+        then = {row[0]: new_file_from(row) for row in kept}
         edits: dict[str, NewFile | None] = {
             row[0]: None for row in files if row[4] > wanted["at"] and row[0] not in then
         }
-        edits |= {path: new_file_from(row) for path, row in then.items()}
+        edits |= {path: file for path, file in then.items() if now.get(path) != file}
         if last is not None:
             edits = {path: file for path, file in edits.items() if path <= last}
         return edits, None if last is None else behind(last)

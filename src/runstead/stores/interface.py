@@ -171,7 +171,10 @@ class AccountStore(ABC):
 
     @abstractmethod
     async def remove_user(self, name: str) -> bool:
-        """Delete a user with their tokens and memberships; False if there is none. Conflict while they own jobs."""
+        """Delete a user with their tokens and memberships; False if there is none.
+
+        Raises Conflict while they own jobs or buckets.
+        """
 
     @abstractmethod
     async def add_organization(self, organization: Organization) -> Organization:
@@ -183,7 +186,10 @@ class AccountStore(ABC):
 
     @abstractmethod
     async def remove_organization(self, name: str) -> bool:
-        """Delete an organization with its memberships; False if there is none. Conflict while it owns jobs."""
+        """Delete an organization with its memberships; False if there is none.
+
+        Raises Conflict while it owns jobs or buckets.
+        """
 
     @abstractmethod
     async def set_member(self, organization: str, user: str, role: OrgRole | None) -> None:
