@@ -67,8 +67,7 @@ class HtmlErrors:
         if visit is None and status < 500:
             visit = await self._site.visit(request)
         return {
-            "visit": visit,
-            "form_token": self._site.sessions.form_token(visit.session) if visit else None,
+            **(visit.shared if visit else {"visit": None}),
             "status": status,
             "title": _TITLES.get(status) or HTTPStatus(status).phrase,
             "message": _message(body),

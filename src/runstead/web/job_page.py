@@ -60,8 +60,8 @@ async def find_job(visit: Visit) -> Job:
 
 
 def told(history: list[HistoryEntry]) -> list[HistoryEntry]:
-    """Leave out that what a job had was given back: nothing of interest to people changes then."""
-    return [one for i, one in enumerate(history) if i == 0 or not _says_nothing(one, history[i - 1])]
+    """Return what happened, the last first, without the step that gives back what a job had: it says nothing new."""
+    return [one for i, one in enumerate(history) if i == 0 or not _says_nothing(one, history[i - 1])][::-1]
 
 
 def _says_nothing(entry: HistoryEntry, before: HistoryEntry) -> bool:

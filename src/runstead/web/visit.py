@@ -76,14 +76,19 @@ class Visit:
         """The URL of this server."""
         return base_url(self.request, self.context.public_url)
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What the frame of every page needs."""
+        form_token = self.site.sessions.form_token(self.session)
+        return {"visit": self, "form_token": form_token, "namespace": self.caller.user.name}
+
     async def is_valid(self) -> bool:
         """Say whether the session still holds; what lasts asks again."""
         return await self.site.visit(self.request) is not None
 
     def page(self, name: str, status: int = 200, **values: Any) -> Response:
         """Return a page that shows who is signed in."""
-        shared = {"visit": self, "form_token": self.site.sessions.form_token(self.session)}
-        return self.site.templates.page(name, {**shared, **values}, status)
+        return self.site.templates.page(name, {**self.shared, **values}, status)
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
