@@ -28,6 +28,7 @@ from runstead.services.secrets import load_key
 from runstead.stores.content import SqlContentStore
 from runstead.stores.opening import open_database
 from runstead.xet.hashes import hash_from_text
+from sudden_death import die_at
 
 
 def main() -> None:
@@ -35,7 +36,10 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--s3", help="s3://bucket/prefix, at AWS_ENDPOINT_URL")
+    parser.add_argument("--die-at", type=int, help="end suddenly at the n-th durable step")
     arguments = parser.parse_args()
+    if arguments.die_at:
+        die_at(arguments.die_at)
     uvloop.run(serve(arguments.directory, arguments.port, arguments.s3))
 
 
