@@ -107,9 +107,10 @@ class Session:
             wanted = self._waiting.pop(request.unique, None) is not None
         if wanted and number:
             self._device.refuse(request.unique, number)
-        elif not wanted or (answer is not None and not self._device.answer(request.unique, answer)):
-            if number == 0 and request.undo is not None:
-                request.undo()
+            return
+        answered = wanted and (answer is None or self._device.answer(request.unique, answer))
+        if not answered and not number and request.undo is not None:
+            request.undo()
 
     def _interrupt(self, unique: int) -> None:
         """A signal came for who waits. Only one that kills is reason to give up: programs do not expect others to."""
@@ -131,7 +132,6 @@ class Session:
             protocol.ASYNC_READ
             | protocol.ATOMIC_O_TRUNC
             | protocol.BIG_WRITES
-            | protocol.DONT_MASK
             | protocol.AUTO_INVAL_DATA
             | protocol.DO_READDIRPLUS
             | protocol.READDIRPLUS_AUTO

@@ -1,0 +1,177 @@
+"""What a mount wants its bucket to become, kept so that it survives whoever wanted it.
+
+One intent per path: this staged file, that content, or nothing. A later one for the same path replaces it, so
+nothing has to be carried out in vain. Each change is one line of a file, written with one call: a process that is
+killed leaves whole lines, and half of a last one after a loss of power is left out.
+
+    ["o", number, path, stage]               the staged file is open for writing
+    ["c", number, path, stage]               it was closed: its bytes are what the path shall have
+    ["p", number, path, hash, size, mtime]   a content that the store has
+    ["d", number, path]                      nothing
+    ["k", number, path]                      the bucket is as it was wanted, or it is not wanted any more
+"""
+
+import json
+import os
+
+from runstead.node.fuse.source import Content
+
+_COMPACT_LINES = 20_000
+
+
+class Intent:
+    """What one path shall be."""
+
+    __slots__ = ("content", "failure", "number", "open", "path", "stage", "tried")
+
+    def __init__(self, number: int, path: str, stage: str | None, content: Content | None, *, is_open: bool) -> None:
+        self.number = number  # grows with every change: an upload of an older number is of no use
+        self.path = path
+        self.stage = stage
+        self.content = content
+        self.open = is_open  # being written: not to be uploaded yet
+        self.tried = False  # the bucket may have it, or may have had it, already
+        self.failure: str | None = None  # why the bucket does not take it
+
+    @property
+    def is_absence(self) -> bool:
+        """Whether the path shall have nothing."""
+        return self.stage is None and self.content is None
+
+
+class Journal:
+    """The intents of one mount. Not safe for threads: its owner has a lock."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._number = 0
+        self._lines = 0
+        self.intents: dict[str, Intent] = {}
+        self._folders: dict[str, dict[str, Intent]] = {}
+        for intent in _read(path):
+            self._number = max(self._number, intent.number)
+            self._keep(intent)
+        self._rewrite()
+
+    def get(self, path: str) -> Intent | None:
+        """Return what is intended for a path."""
+        return self.intents.get(path)
+
+    def folder(self, path: str) -> "dict[str, Intent]":
+        """Return what is intended for the names of one folder."""
+        return self._folders.get(path, _NOTHING)
+
+    def below(self, path: str) -> "list[Intent]":
+        """Return what is intended for all that is below a folder."""
+        prefix = path + "/" if path else ""
+        return [intent for name, intent in self.intents.items() if name.startswith(prefix)]
+
+    def stage(self, path: str, stage: str, *, is_open: bool) -> Intent:
+        """A staged file is what the path shall have, once it is closed."""
+        intent = self._add(path, stage, None, is_open=is_open)
+        self._write(["o" if is_open else "c", intent.number, path, stage])
+        return intent
+
+    def put(self, path: str, content: Content) -> Intent:
+        """A content is what the path shall have."""
+        intent = self._add(path, None, content, is_open=False)
+        self._write(["p", intent.number, path, content.file_hash.hex(), content.size, content.mtime_ns])
+        return intent
+
+    def remove(self, path: str) -> Intent:
+        """The path shall have nothing."""
+        intent = self._add(path, None, None, is_open=False)
+        intent.tried = True
+        self._write(["d", intent.number, path])
+        return intent
+
+    def forget(self, path: str) -> None:
+        """Nothing is intended for the path any more."""
+        intent = self.intents.pop(path, None)
+        if intent is None:
+            return
+        parent, _, name = path.rpartition("/")
+        folder = self._folders[parent]
+        del folder[name]
+        if not folder:
+            del self._folders[parent]
+        self._write(["k", intent.number, path])
+        if self._lines > _COMPACT_LINES and self._lines > 4 * len(self.intents):
+            self._rewrite()
+
+    def sync(self) -> None:
+        """Return when all of it survives a loss of power."""
+        os.fdatasync(self._fd)
+
+    def _add(self, path: str, stage: str | None, content: Content | None, *, is_open: bool) -> Intent:
+        self._number += 1
+        intent = Intent(self._number, path, stage, content, is_open=is_open)
+        before = self.intents.get(path)
+        intent.tried = before is not None and before.tried
+        self._keep(intent)
+        return intent
+
+    def _keep(self, intent: Intent) -> None:
+        self.intents[intent.path] = intent
+        parent, _, name = intent.path.rpartition("/")
+        self._folders.setdefault(parent, {})[name] = intent
+
+    def _write(self, record: "list[object]") -> None:
+        self._lines += 1
+        data = json.dumps(record).encode() + b"\n"
+        if os.write(self._fd, data) != len(data):
+            raise OSError(28, "the disk is full", self._path)
+
+    def _rewrite(self) -> None:
+        """Begin a new file with what is intended now."""
+        fresh = self._path + ".tmp"
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        before, self._fd, self._lines = getattr(self, "_fd", None), fd, 0
+        for intent in self.intents.values():
+            self._write(_record(intent))
+        os.fdatasync(fd)
+        os.rename(fresh, self._path)
+        if before is not None:
+            os.close(before)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+_NOTHING: "dict[str, Intent]" = {}
+
+
+def _record(intent: Intent) -> "list[object]":
+    if intent.stage is not None:
+        return ["o" if intent.open else "c", intent.number, intent.path, intent.stage]
+    if intent.content is not None:
+        content = intent.content
+        return ["p", intent.number, intent.path, content.file_hash.hex(), content.size, content.mtime_ns]
+    return ["d", intent.number, intent.path]
+
+
+def _read(path: str) -> "list[Intent]":
+    found: dict[str, Intent] = {}
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            kind, number, name, *rest = json.loads(line)
+        except ValueError:
+            continue  # cut short by a loss of power
+        if kind == "k":
+            found.pop(name, None)
+        elif kind in ("o", "c"):
+            found[name] = Intent(number, name, rest[0], None, is_open=kind == "o")
+        elif kind == "p":
+            content = Content(bytes.fromhex(rest[0]), rest[1], rest[2])
+            found[name] = Intent(number, name, None, content, is_open=False)
+        else:
+            found[name] = Intent(number, name, None, None, is_open=False)
+        if name in found:
+            found[name].tried = True
+    return list(found.values())

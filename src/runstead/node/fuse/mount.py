@@ -1,0 +1,122 @@
+"""One volume as a mounted folder of this node: all its parts, put together.
+
+<attempt>/<index>           where it is mounted
+<attempt>/<index>.state/    journal and staged files; what is here when nothing is mounted is in no bucket yet
+"""
+
+import os
+import threading
+from collections.abc import Callable
+
+from runstead.node.fuse import device
+from runstead.node.fuse.cache import Cache
+from runstead.node.fuse.carrier import Carrier
+from runstead.node.fuse.device import Device
+from runstead.node.fuse.files import Files
+from runstead.node.fuse.filesystem import FileSystem
+from runstead.node.fuse.hub import Hub
+from runstead.node.fuse.journal import Journal
+from runstead.node.fuse.session import Session
+from runstead.node.fuse.staging import Staging
+from runstead.node.fuse.tree import Tree
+from runstead.node.fuse.uploads import Standing, Uploads
+from runstead.node.fuse.workers import Workers
+
+STATE = ".state"
+_STACK_BYTES = 1 << 19
+
+
+class VolumeMount:
+    """A bucket, or a folder of one, at a path of this node."""
+
+    def __init__(
+        self, path: str, hub: Hub, cache: Cache, carrier: Carrier, workers: Workers, *, read_only: bool, owner: int
+    ) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._hub = hub
+        self._carrier = carrier
+        self._workers = workers
+        self._lock = threading.RLock()
+        state = path + STATE
+        os.makedirs(state, 0o700, exist_ok=True)
+        self._journal = Journal(os.path.join(state, "journal"))
+        staging = Staging(os.path.join(state, "staged"))
+        staging.sweep({i.stage for i in self._journal.intents.values() if i.stage is not None})
+        self._tree = Tree(self._journal, read_only=read_only)
+        self._files = Files(hub, self._tree, self._journal, staging, cache, self._lock, self._wake)
+        self._system = FileSystem(hub, self._tree, self._journal, staging, self._files, self._lock, owner)
+        self._uploads = Uploads(self._tree, self._journal, staging, self._files, self._lock, self._upload, hub.apply)
+        self._device: Device | None = None
+        self._gone = threading.Event()
+
+    def begin(self, found: Device | None = None) -> Device:
+        """Mount and serve, or go on serving a mount that another daemon served before. Raises OSError."""
+        taken_over = found is not None
+        if found is None:
+            os.makedirs(self.path, 0o755, exist_ok=True)
+            found = Device.mount(self.path, read_only=self.read_only, source="runstead")
+        self._device = found
+        if taken_over:
+            found.passthrough = True
+            self._files.attach(found)
+        operations = self._system.operations(read_only=self.read_only)
+        session = Session(found, operations, self._workers.submit, self._files.attach)
+        _thread("mount", lambda: self._serve(session))
+        _thread("events", lambda: self._hub.follow(self._changed, self._live, self._gone.is_set))
+        if not self.read_only:
+            self._uploads.start()
+        return found
+
+    def recover(self) -> None:
+        """Carry into the bucket what was left, with nothing mounted."""
+        self._uploads.close_all()
+        self._uploads.start()
+
+    def renew(self, token: str) -> None:
+        """Use another token from now on."""
+        self._hub.renew(token)
+        self._uploads.wake()
+
+    def flush(self, until: float) -> Standing:
+        """Return when everything that was closed is in the bucket, or at that instant of the monotonic clock."""
+        return self._uploads.settle(until)
+
+    def standing(self) -> Standing:
+        """Say how far the uploads are."""
+        return self._uploads.standing()
+
+    def end(self) -> None:
+        """Take the mount away. What is in no bucket yet stays in the state directory."""
+        self._gone.set()
+        device.abort(self.path)
+        self._uploads.stop()
+        if self._device is not None:
+            os.close(self._device.fd)
+            self._device = None
+        self._journal.close()
+
+    def _serve(self, session: Session) -> None:
+        try:
+            session.run()
+        finally:
+            self._gone.set()
+
+    def _wake(self) -> None:
+        self._uploads.wake()
+
+    def _upload(self, paths: list[str]) -> "list[tuple[bytes, int]]":
+        return self._carrier.upload(self._hub.upload_token(), paths)
+
+    def _changed(self, path: str | None, file_hash: bytes | None) -> None:
+        with self._lock:
+            self._tree.changed(path, file_hash)
+
+    def _live(self, listening: bool) -> None:
+        with self._lock:
+            self._tree.live = listening
+
+
+def _thread(name: str, run: Callable[[], None]) -> None:
+    threading.stack_size(_STACK_BYTES)
+    threading.Thread(target=run, name=name, daemon=True).start()

@@ -1,0 +1,354 @@
+"""The names and nodes of one mount: what the store lists, with what is intended laid over it. No I/O.
+
+A node is what the kernel knows by number. A file's node stands for one version: when another writer replaces the
+file, its name gets a new node, as if by a rename, and who has the old one open keeps it. Whoever calls has the
+mount's lock.
+"""
+
+import errno
+import time
+
+from runstead.node.fuse.journal import Intent, Journal
+from runstead.node.fuse.source import EMPTY, Content
+
+FOLDER_MODE, FILE_MODE = 0o777, 0o666
+READ_ONLY_FOLDER_MODE, READ_ONLY_FILE_MODE = 0o555, 0o444
+_SECONDS_UNSEEN = 1.0  # how long a listing holds when nobody tells of changes
+_SECONDS_LIVE = 60.0
+_MOST_LISTED = 200_000
+_MILLISECOND = 1_000_000  # what the store keeps of a time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runstead.node.fuse.backing import Backing
+
+
+class Node:
+    """A file or a folder."""
+
+    __slots__ = (
+        "backing",
+        "changed_ns",
+        "children",
+        "content",
+        "epoch",
+        "id",
+        "is_folder",
+        "kept",
+        "listed_at",
+        "listing",
+        "lookups",
+        "mode",
+        "mtime_ns",
+        "name",
+        "orphan",
+        "parent",
+        "stage",
+        "writers",
+    )
+
+    def __init__(self, number: int, parent: "Node | None", name: str, *, is_folder: bool, mode: int) -> None:
+        self.id = number
+        self.parent = parent
+        self.name = name
+        self.is_folder = is_folder
+        self.mode = mode
+        self.mtime_ns = self.changed_ns = time.time_ns()
+        self.lookups = 0  # how often the kernel was told of it and has not forgotten
+        self.orphan = False  # has no name any more
+        # Of files.
+        self.content: Content | None = None  # what it has, unless it is staged
+        self.stage: str | None = None  # name of its staged file
+        self.backing: Backing | None = None  # while it is open
+        self.writers = 0
+        # Of folders.
+        self.children: dict[str, Node] = {}
+        self.listing: dict[str, Content | None] = {}
+        self.listed_at = 0.0
+        self.epoch = 0  # grows when a listing that is on its way becomes worthless
+        self.kept = False  # made here: it is there even if it is empty
+
+
+class Tree:
+    """All nodes."""
+
+    def __init__(self, journal: Journal, *, read_only: bool) -> None:
+        self._journal = journal
+        self._folder_mode = READ_ONLY_FOLDER_MODE if read_only else FOLDER_MODE
+        self._file_mode = READ_ONLY_FILE_MODE if read_only else FILE_MODE
+        self._next = 2
+        self.root = Node(1, None, "", is_folder=True, mode=self._folder_mode)
+        self.root.kept = True
+        self.root.lookups = 1
+        self.nodes: dict[int, Node] = {1: self.root}
+        self.live = False  # somebody tells of changes
+        self._listed = 0
+        self._hidden: set[str] = set()  # folders removed here that the store may still list
+
+    def get(self, number: int) -> Node:
+        """Return a node. Raises ESTALE when there is none."""
+        node = self.nodes.get(number)
+        if node is None:
+            raise OSError(errno.ESTALE, "no such node")
+        return node
+
+    def folder(self, number: int) -> Node:
+        """Return a folder."""
+        node = self.get(number)
+        if not node.is_folder:
+            raise OSError(errno.ENOTDIR, "not a folder")
+        return node
+
+    def path(self, node: Node) -> str:
+        """Return the path of a node below the mount's root."""
+        names: list[str] = []
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        return "/".join(reversed(names))
+
+    def at(self, path: str) -> Node | None:
+        """Return the node that has this path, should there be one."""
+        folder, name = self._known_folder(path)
+        return folder.children.get(name) if folder is not None else None
+
+    def child_path(self, folder: Node, name: str) -> str:
+        """Return the path of a name in a folder."""
+        path = self.path(folder)
+        return f"{path}/{name}" if path else name
+
+    # Listings
+
+    def is_fresh(self, folder: Node) -> bool:
+        """Whether the folder's listing may be used."""
+        age = time.monotonic() - folder.listed_at
+        return age < (_SECONDS_LIVE if self.live else _SECONDS_UNSEEN) or folder.orphan
+
+    def set_listing(self, folder: Node, listing: "dict[str, Content | None]", epoch: int) -> bool:
+        """Take a listing that was asked for at this epoch; False if it is too old by now."""
+        if folder.epoch != epoch:
+            return False
+        self._listed += len(listing) - len(folder.listing)
+        folder.listing = listing
+        folder.listed_at = time.monotonic()
+        path = self.path(folder)
+        for name in [n for n in self._hidden if n.rpartition("/")[0] == path]:
+            if name.rpartition("/")[2] not in listing or not self._journal.below(name):
+                self._hidden.discard(name)
+        if self._listed > _MOST_LISTED:
+            self._drop_listings(folder)
+        return True
+
+    def _drop_listings(self, but: Node) -> None:
+        """Forget the listings of folders, those first that were fetched first."""
+        folders = sorted((n for n in self.nodes.values() if n.listing and n is not but), key=lambda n: n.listed_at)
+        for folder in folders:
+            if self._listed <= _MOST_LISTED // 2:
+                return
+            self._listed -= len(folder.listing)
+            folder.listing, folder.listed_at = {}, 0.0
+
+    def changed(self, path: str | None, file_hash: bytes | None) -> None:
+        """The store has this at the path now, nothing for None; without a path, anything may have changed."""
+        if path is None:
+            for node in self.nodes.values():
+                node.listed_at = 0.0
+                node.epoch += 1
+            return
+        folder, name = self._known_folder(path)
+        if folder is not None:
+            there = folder.listing.get(name)
+            if (there.file_hash if there is not None else None) == file_hash:
+                return  # it is what we have put there ourselves
+        for folder in self._folders_along(path):
+            folder.listed_at = 0.0
+            folder.epoch += 1
+
+    def settled(self, path: str, content: Content | None) -> None:
+        """The bucket has at this path what was intended."""
+        *_, name = path.split("/")
+        for folder in self._folders_along(path):
+            folder.epoch += 1  # a listing on its way may be older than this
+            if content is None:
+                folder.listed_at = 0.0  # a folder may have become empty, and vanished
+            elif folder.listing or folder.listed_at:
+                self._note(folder, path, content)
+        folder, name = self._known_folder(path)
+        if folder is not None and content is None and folder.listing.get(name) is not None:
+            del folder.listing[name]
+            self._listed -= 1
+
+    def _note(self, folder: Node, path: str, content: Content) -> None:
+        own = self.path(folder)
+        name, _, rest = path[len(own) + 1 if own else 0 :].partition("/")
+        if name not in folder.listing:
+            self._listed += 1
+            folder.listing[name] = None if rest else content
+        elif not rest:
+            folder.listing[name] = content
+
+    def _folders_along(self, path: str) -> "list[Node]":
+        found = [self.root]
+        for part in path.split("/")[:-1]:
+            folder = found[-1].children.get(part)
+            if folder is None or not folder.is_folder:
+                break
+            found.append(folder)
+        return found
+
+    def _known_folder(self, path: str) -> "tuple[Node | None, str]":
+        depth, name = path.count("/"), path.rpartition("/")[2]
+        found = self._folders_along(path)
+        return (found[-1] if len(found) == depth + 1 else None), name
+
+    # Names
+
+    def find_here(self, folder: Node, name: str) -> Node | None:
+        """Return what a name stands for if that can be said without the store."""
+        node = folder.children.get(name)
+        if node is not None and (node.kept if node.is_folder else node.stage is not None):
+            return node
+        intent = self._journal.folder(self.path(folder)).get(name) if self._journal.intents else None
+        if intent is None or intent.is_absence:
+            return None
+        if node is None or node.is_folder or (node.stage, node.content) != (intent.stage, intent.content):
+            node = self._replace(folder, name, node)
+            self._fill(node, intent)
+        return node
+
+    def find(self, folder: Node, name: str) -> Node | None:
+        """Return what a name stands for; the folder's listing is fresh."""
+        node = self.find_here(folder, name)
+        if node is not None:
+            return node
+        node = folder.children.get(name)
+        if name not in folder.listing:
+            if node is not None:
+                self.detach(node)
+            return None
+        content = folder.listing[name]
+        if content is None:
+            if self._hidden and self.child_path(folder, name) in self._hidden:
+                return None
+            if node is None or not node.is_folder:
+                node = self._replace(folder, name, node, is_folder=True)
+            return node
+        if self._journal.intents and name in self._journal.folder(self.path(folder)):
+            return None  # removed here
+        known = node.content if node is not None else None
+        if node is not None and known is not None and known.file_hash == content.file_hash:
+            if known.mtime_ns // _MILLISECOND != content.mtime_ns // _MILLISECOND:
+                node.content, node.mtime_ns = content, content.mtime_ns
+            return node
+        node = self._replace(folder, name, node)
+        node.content, node.mtime_ns, node.changed_ns = content, content.mtime_ns, content.mtime_ns
+        return node
+
+    def names(self, folder: Node) -> "dict[str, bool]":
+        """Return all names of a folder, and whether each is a folder; its listing is fresh."""
+        path = self.path(folder)
+        found = {name: content is None for name, content in folder.listing.items()}
+        for name in self._hidden:
+            parent, _, last = name.rpartition("/")
+            if parent == path and found.get(last):
+                del found[last]
+        for name, intent in self._journal.folder(path).items():
+            if not intent.is_absence:
+                found[name] = False
+            elif not found.get(name, True):
+                del found[name]
+        for name, node in folder.children.items():
+            if node.is_folder and node.kept:
+                found[name] = True
+        return found
+
+    def add(self, folder: Node, name: str, *, is_folder: bool, mode: int) -> Node:
+        """Make a node for a name that stands for nothing."""
+        node = self._replace(folder, name, folder.children.get(name), is_folder=is_folder)
+        node.mode = mode
+        if is_folder:
+            node.kept = True
+            node.listed_at = time.monotonic()
+            self._hidden.discard(self.path(node))
+        self.touch(folder)
+        return node
+
+    def touch(self, folder: Node) -> None:
+        """A name was added to or removed from a folder here: it stays, even if it becomes empty."""
+        folder.kept = True
+        folder.mtime_ns = folder.changed_ns = time.time_ns()
+
+    def detach(self, node: Node) -> None:
+        """Take a node's name from it; who has it open keeps it."""
+        if node.parent is not None and node.parent.children.get(node.name) is node:
+            del node.parent.children[node.name]
+        node.orphan = True
+        node.kept = False
+        self.drop_unused(node)
+
+    def hide(self, path: str) -> None:
+        """A folder was removed or renamed here, and the store does not know yet."""
+        self._hidden.add(path)
+
+    def move(self, node: Node, folder: Node, name: str) -> None:
+        """Give a node another name; whatever had that is gone already."""
+        if node.parent is not None:
+            del node.parent.children[node.name]
+        node.parent, node.name = folder, name
+        folder.children[name] = node
+        if node.is_folder:
+            node.kept = True
+            self._hidden.discard(self.path(node))
+            self._stale_below(node)
+
+    def _stale_below(self, node: Node) -> None:
+        node.listing, node.listed_at = {}, 0.0
+        node.epoch += 1
+        for child in node.children.values():
+            if child.is_folder:
+                child.kept = True
+                self._stale_below(child)
+
+    def forget(self, number: int, times: int) -> None:
+        """The kernel has forgotten a node so many times."""
+        node = self.nodes.get(number)
+        if node is not None:
+            node.lookups -= times
+            self.drop_unused(node)
+
+    def drop_unused(self, node: Node) -> None:
+        """Forget a node that neither the kernel nor anything here needs, and then perhaps its parent."""
+        while (
+            node.parent is not None
+            and node.lookups <= 0
+            and not node.kept
+            and not node.children
+            and node.backing is None
+            and self.nodes.pop(node.id, None) is not None
+        ):
+            self._listed -= len(node.listing)
+            parent = node.parent
+            if parent.children.get(node.name) is node:
+                del parent.children[node.name]
+            node = parent
+
+    def _replace(self, folder: Node, name: str, before: Node | None, *, is_folder: bool = False) -> Node:
+        if before is not None:
+            self.detach(before)
+        mode = self._folder_mode if is_folder else self._file_mode
+        node = Node(self._next, folder, name, is_folder=is_folder, mode=mode)
+        self._next += 1
+        self.nodes[node.id] = node
+        folder.children[name] = node
+        return node
+
+    @staticmethod
+    def _fill(node: Node, intent: Intent) -> None:
+        node.stage, node.content = intent.stage, intent.content
+        if intent.content is not None:
+            node.mtime_ns = intent.content.mtime_ns
+
+
+def empty_content(mtime_ns: int) -> Content:
+    """Return what an empty file has."""
+    return Content(EMPTY, 0, mtime_ns)

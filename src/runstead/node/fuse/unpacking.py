@@ -1,0 +1,139 @@
+"""From a reconstruction and the stored bytes it points to, to the chunks of a file as they come in.
+
+A range of a xorb is read once, however many terms refer to it; each chunk is handed over wherever it belongs.
+Memory: one chunk.
+"""
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from runstead.node.fuse.source import Piece
+from runstead.xet.compression import Decompressor
+from runstead.xet.errors import InvalidChunk
+from runstead.xet.hashes import chunk_hash
+from runstead.xet.xorb_layout import CHUNK_HEADER_BYTES, MAX_CHUNK_BYTES, MAX_PAYLOAD_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Part(NamedTuple):
+    """Stored bytes to be read, both ends included."""
+
+    url: str
+    first: int
+    last: int
+
+
+class _Term:
+    """Where the chunks of a part go: those from `start` up to `end`, the first of them at `offset` of the file."""
+
+    __slots__ = ("end", "offset", "start")
+
+    def __init__(self, start: int, end: int, offset: int) -> None:
+        self.start = start
+        self.end = end
+        self.offset = offset
+
+
+class _Range(NamedTuple):
+    part: Part
+    first_chunk: int
+    end_chunk: int
+    terms: list[_Term]
+
+
+class Unpacker:
+    """Reads the parts of one reconstruction, one after another: iterate `parts` and feed the bytes of each."""
+
+    def __init__(self, plan: "dict[str, Any]", start: int, take: Callable[[Piece], None]) -> None:
+        """`start` is where in the file the range begins that was asked for. Raises OSError for a broken plan."""
+        self._take = take
+        self._decompressor = Decompressor()
+        self._rest = bytearray()
+        self._chunk = self._end = 0
+        self._terms: list[_Term] = []
+        try:
+            self._ranges = _ranges(plan, start)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise OSError(errno.EIO, f"the store's plan of a file is broken: {error!r}") from error
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what is to be read."""
+        for part, first, end, terms in self._ranges:
+            self._chunk, self._end, self._terms = first, end, terms
+            self._rest.clear()
+            yield part
+
+    def is_complete(self) -> bool:
+        """Whether all chunks of this part were there."""
+        return self._chunk == self._end and not self._rest
+
+    def feed(self, data: memoryview) -> None:
+        """Take the next bytes of a part. Raises OSError where they are broken."""
+        if self._rest:
+            wanted = self._missing(memoryview(self._rest))
+            while wanted and len(data):
+                self._rest += data[:wanted]
+                data = data[wanted:]
+                wanted = self._missing(memoryview(self._rest))
+            if wanted:
+                return
+            whole = bytes(self._rest)
+            self._rest.clear()
+            self._unpack(memoryview(whole))
+        while len(data):
+            wanted = self._missing(data)
+            if wanted:
+                self._rest += data
+                return
+            data = self._unpack(data)
+
+    @staticmethod
+    def _missing(data: memoryview) -> int:
+        """Return how many bytes are missing to the end of this chunk's header, or else its payload."""
+        if len(data) < CHUNK_HEADER_BYTES:
+            return CHUNK_HEADER_BYTES - len(data)
+        return max(0, CHUNK_HEADER_BYTES + int.from_bytes(data[1:4], "little") - len(data))
+
+    def _unpack(self, data: memoryview) -> memoryview:
+        header = int.from_bytes(data[:CHUNK_HEADER_BYTES], "little")
+        stored, scheme, length = header >> 8 & 0xFFFFFF, header >> 32 & 0xFF, header >> 40
+        if header & 0xFF or stored > MAX_PAYLOAD_BYTES or not 0 < length <= MAX_CHUNK_BYTES or self._chunk >= self._end:
+            raise OSError(errno.EIO, "the store sent a broken chunk")
+        end = CHUNK_HEADER_BYTES + stored
+        try:
+            content = memoryview(self._decompressor.unpack(data[CHUNK_HEADER_BYTES:end], scheme, length))
+        except InvalidChunk as error:
+            raise OSError(errno.EIO, f"the store sent a broken chunk: {error}") from error
+        name = chunk_hash(content)
+        for term in self._terms:
+            if term.start <= self._chunk < term.end:
+                self._take(Piece(term.offset, content, name))
+                term.offset += length
+        self._chunk += 1
+        return data[end:]
+
+
+def _ranges(plan: "dict[str, Any]", start: int) -> list[_Range]:
+    found: dict[tuple[str, int], _Range] = {}
+    offset = start - int(plan["offset_into_first_range"])
+    for term in plan["terms"]:
+        first, end = int(term["range"]["start"]), int(term["range"]["end"])
+        for group in plan["xorbs"][term["hash"]]:
+            for one in group["ranges"]:
+                low, high = int(one["chunks"]["start"]), int(one["chunks"]["end"])
+                if low <= first and end <= high:
+                    part = Part(str(group["url"]), int(one["bytes"]["start"]), int(one["bytes"]["end"]))
+                    place = found.setdefault((str(term["hash"]), low), _Range(part, low, high, []))
+                    place.terms.append(_Term(first, end, offset))
+                    break
+            else:
+                continue
+            break
+        else:
+            raise ValueError("a term has no range")
+        offset += int(term["unpacked_length"])
+    return list(found.values())
