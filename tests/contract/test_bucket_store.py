@@ -217,6 +217,7 @@ async def test_a_batch_says_what_changed_and_changes_nothing_twice(store: SqlBuc
     assert [(c.path, c.op) for c in second.changes] == [("a", Op.UPDATE), ("b", Op.DELETE), ("d", Op.ADD)]
     assert second.version == 2
     assert second.at > first.at  # although the clock stood still
+    assert first.at.microsecond % 1000 == second.at.microsecond % 1000 == 0
     again = await store.apply(bucket.seq, edits, NOW + SECOND)
     assert again.changes == () and (again.version, again.at) == (2, second.at)
     [c] = await store.files(bucket.seq, ["c"])

@@ -163,7 +163,7 @@ def test_the_past_can_be_had_again(newest: Client, bucket: str, tmp_path: Path) 
     folder = fill(tmp_path / "up", {"a.txt": b"first", "d/1": os.urandom(100_000), "d/2": b"two"})
     newest.hf("sync", str(folder), f"hf://buckets/{bucket}")
     before = read(folder)
-    at = max(entry["uploaded_at"] for entry in tree(newest, bucket)).replace("000+00:00", "999+00:00")
+    at = max(entry["uploaded_at"] for entry in tree(newest, bucket))
 
     (folder / "a.txt").write_bytes(b"a longer second")
     newest.hf("sync", str(folder), f"hf://buckets/{bucket}")

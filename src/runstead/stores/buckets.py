@@ -48,6 +48,9 @@ from runstead.stores.interface import BucketStore
 from runstead.stores.portable import position, text_list, texts
 from runstead.stores.rows import instant_from, instant_to
 
+_MILLISECOND = 1000
+"""Clients see instants in milliseconds; the instant of a batch has no more, so that they can name it exactly."""
+
 
 class SqlBucketStore(BucketStore):
     """Buckets in a database."""
@@ -150,7 +153,7 @@ class SqlBucketStore(BucketStore):
             locked = transaction.row(_LOCK, {"seq": bucket})
             if locked is None:
                 raise NotFound("the bucket was deleted meanwhile")
-            version, updated_at = locked[0] + 1, max(instant_to(at), locked[1] + 1)
+            version, updated_at = locked[0] + 1, _instant_after(locked[1], instant_to(at))
             present = {row[0]: row for row in transaction.rows(_FILES, {"bucket": bucket, "paths": paths})}
             changes = [change for path, file in edits.items() if (change := _change(path, file, present.get(path)))]
             if not changes:
@@ -159,6 +162,11 @@ class SqlBucketStore(BucketStore):
             return Batch(version, instant_from(updated_at), tuple(changes))
 
         return await self._database.write(work)
+
+
+def _instant_after(last: int, now: int) -> int:
+    """Return the present, or the next instant if the last batch was not before; in whole milliseconds."""
+    return max(now // _MILLISECOND, last // _MILLISECOND + 1) * _MILLISECOND
 
 
 def _path(file: BucketFile) -> str:

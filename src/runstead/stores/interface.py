@@ -418,8 +418,8 @@ class BucketStore(ABC):
         """Make the paths what they are mapped to (None: absent) in one step, and return what that changed.
 
         What was there goes into the history. Paths that are so already do not change; without any change nothing
-        is stored and the returned batch is empty. The bucket's instants only grow: the batch's is later than
-        the bucket's last even if `at` is not. Raises NotFound if the bucket is deleted.
+        is stored and the returned batch is empty. The bucket's instants only grow: the batch's, in whole milliseconds,
+        is later than the bucket's last even if `at` is not. Raises NotFound if the bucket is deleted.
         """
 
 
