@@ -1,9 +1,6 @@
 """What every object store must do, on a directory and on a real S3-speaking server process."""
 
 import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -16,6 +13,7 @@ from runstead.model.errors import BackendFailure, Invalid, NotFound, Unavailable
 from runstead.objects.disk import DiskObjectStore
 from runstead.objects.interface import ObjectStore
 from runstead.objects.s3 import S3ObjectStore
+from s3_server import s3_server
 
 Open = Callable[[], ObjectStore]
 
@@ -25,31 +23,8 @@ BIG = 20 * 1024 * 1024
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     pytest.importorskip("moto")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(endpoint, server)
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/objects", method="PUT"), timeout=10).close()
+    with s3_server("objects") as endpoint:
         yield endpoint
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def _wait_for(endpoint: str, server: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(endpoint, timeout=5).close()
-            return
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 @pytest.fixture(params=["disk", "s3"])

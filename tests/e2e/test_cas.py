@@ -17,6 +17,7 @@ from runstead.xet.hashes import hash_from_text, hash_to_text, keyed_hashes
 from runstead.xet.shard import read_shard
 from runstead.xet.xorb import unpack_chunks
 from runstead.xet.xorb_builder import XorbBuilder
+from s3_server import s3_server
 
 VERSIONS = ("2.4.0", "xet-1.5.0", "xet-1.1.10")
 """The present client, and two that know the older protocol alone."""
@@ -256,6 +257,26 @@ class TestClients:
         assert Cas(own_store.url).cas_url != before
         done = hf_xet("upload", own_store.url, "s", str(tmp_path / "in"), **run)
         assert Cas(own_store.url).plain(done["files"][0][0]) == content
+
+
+def test_with_s3_clients_read_from_it_directly(tmp_path: Path) -> None:
+    with s3_server("content") as endpoint:
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": endpoint}
+        store = CasServer(tmp_path / "store", ("--s3", "s3://content/deep/prefix"), keys).start()
+        try:
+            (tmp_path / "in").write_bytes(content := os.urandom(30_000_000) + bytes(3_000_000))
+            run = {"version": VERSIONS[0], "home": tmp_path / "home"}
+            done = hf_xet("upload", store.url, "s", str(tmp_path / "in"), **run)
+            name, size = done["files"][0]
+            cas = Cas(store.url, "s")
+            [[fetch, *_], *_] = cas.reconstruction(name).json()["xorbs"].values()
+            assert fetch["url"].startswith(endpoint)
+            hf_xet("download", store.url, "s", f"{name}:{size}:{tmp_path}/out", **run)
+            assert (tmp_path / "out").read_bytes() == content
+            assert cas.plain(name) == content
+            assert cas.plain(name, 29_999_990, 30_000_010) == content[29_999_990:30_000_011]
+        finally:
+            store.stop()
 
 
 def forget(directory: Path) -> None:
