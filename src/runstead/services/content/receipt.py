@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runstead.kit.writeback import begin_writeback
-from runstead.model.errors import Invalid, TooLarge
+from runstead.model.errors import Invalid, TooLarge, Unavailable
 from runstead.services.content.checksums import Checksummer
 from runstead.xet.errors import InvalidXorb
 from runstead.xet.hashes import Buffer
@@ -86,11 +86,14 @@ class Receipt:
 
 
 def _write(file: int, data: Buffer) -> None:
-    written = os.write(file, data)
-    if written < len(data):
-        view = memoryview(data)
-        while written < len(view):
-            written += os.write(file, view[written:])
+    try:
+        written = os.write(file, data)
+        if written < len(data):
+            view = memoryview(data)
+            while written < len(view):
+                written += os.write(file, view[written:])
+    except OSError as error:
+        raise Unavailable(f"this server cannot write down what it receives: {error.strerror}", 30) from error
 
 
 def _checksums_of(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from runstead.kit.clock import Clock
-from runstead.model.errors import BackendFailure, Invalid, NotFound
+from runstead.model.errors import BackendFailure, NotFound, RunsteadError
 from runstead.objects.interface import ObjectStore
 from runstead.services.content.cache import Cache
 from runstead.services.content.checksums import BLOCK_BYTES, blocks_around, is_intact
@@ -111,16 +111,17 @@ class Xorbs:
         """Do the same with a body that a thread can read by itself; the thread is done with it afterwards."""
 
         def take_in() -> Received:
-            receipt = Receipt(xorb_hash, self._objects.new_staged(), limit_bytes)
             try:
-                for piece in body.pieces():
-                    receipt.feed(piece)
-                return receipt.finish(length, checksum)
-            except Invalid:
+                receipt = Receipt(xorb_hash, self._objects.new_staged(), limit_bytes)
+                try:
+                    for piece in body.pieces():
+                        receipt.feed(piece)
+                    return receipt.finish(length, checksum)
+                finally:
+                    receipt.abandon()
+            except RunsteadError:
                 body.drain()
                 raise
-            finally:
-                receipt.abandon()
 
         taking = asyncio.ensure_future(self._threads.receive(take_in))
         try:
