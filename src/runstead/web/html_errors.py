@@ -1,6 +1,7 @@
 """Errors for people: the refusals of the whole server as pages, for browsers; programs keep the Hub's form."""
 
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -8,9 +9,11 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runstead.web.visit import VISIT, Site, Visit
+from runstead.web.visit import VISIT, Site, Visit, see
 
 _MOST_BYTES = 64 * 1024
+# What programs read by token, people read by session, elsewhere.
+_RESOLVE = re.compile(r"(/buckets/[^/]+/[^/]+)/resolve/(.+)")
 _TITLES = {
     400: "This request makes no sense here",
     401: "Sign in first",
@@ -54,6 +57,10 @@ class HtmlErrors:
 
     async def _send_page(self, scope: Scope, receive: Receive, send: Send, start: Message, body: bytes) -> None:
         status: int = start["status"]
+        file = _RESOLVE.fullmatch(scope["raw_path"].decode("latin-1"))
+        if status == HTTPStatus.UNAUTHORIZED and file:
+            await see(f"{file[1]}/download/{file[2]}")(scope, receive, send)
+            return
         values = await self._values(scope, status, body)
         response = self._site.templates.page("error.html", values, status)
         for name, value in Headers(raw=start["headers"]).items():
