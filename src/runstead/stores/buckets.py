@@ -5,8 +5,9 @@ each one step into that order. A batch locks its bucket's row first: batches of 
 on either database, and so do the versions that they make of it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -45,7 +46,7 @@ from runstead.stores.bucket_rows import (
 from runstead.stores.bucket_tables import DELETED, LIVE, bucket_batches, bucket_files, bucket_history, buckets
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
 from runstead.stores.interface import BucketStore
-from runstead.stores.portable import position, text_list, texts
+from runstead.stores.portable import one_of, position, text_list
 from runstead.stores.rows import instant_from, instant_to
 
 _MILLISECOND = 1000
@@ -136,12 +137,14 @@ class SqlBucketStore(BucketStore):
 
     async def tree(self, bucket: int, prefix: str, start: str, limit: int) -> list[BucketFile]:
         """Return files at or below a prefix."""
-        rows = await self._database.read(lambda t: _at_or_below(t, _TREE, bucket, prefix, start, limit))
+        rows = await self._database.read(lambda t: _at_or_below(t, _from_here, bucket, prefix, start, limit))
         return [file_from(row) for row in rows]
 
     async def level(self, bucket: int, prefix: str, start: str, limit: int) -> list[BucketFile | Folder]:
         """Return files and folders of one level."""
-        rows = await self._database.read(lambda t: _at_or_below(t, _LEVEL, bucket, prefix, start, limit))
+        rows = await self._database.read(
+            lambda t: _at_or_below(t, _of_level, bucket, prefix, start, limit), consistent=True
+        )
         skip = len(below(prefix)[0])
         return [_entry(row, skip) for row in rows]
 
@@ -174,9 +177,9 @@ def _path(file: BucketFile) -> str:
 
 
 def _at_or_below(
-    transaction: Transaction, statement: Select[Any], bucket: int, prefix: str, start: str, limit: int
+    transaction: Transaction, rest: "_Rest", bucket: int, prefix: str, start: str, limit: int
 ) -> list[Row]:
-    """Run a statement on what is below a prefix, after a file that has the prefix itself as its path."""
+    """Return rows of what is below a prefix, after that of a file that has the prefix itself as its path."""
     first, end = below(prefix)
     rows: list[Row] = []
     if prefix and start <= prefix:
@@ -189,8 +192,21 @@ def _at_or_below(
             "limit": limit - len(rows),
             "name_at": len(first) + 1,
         }
-        rows += transaction.rows(statement, wanted)
+        rows += rest(transaction, wanted)
     return rows
+
+
+_Rest = Callable[[Transaction, dict[str, Any]], list[Row]]
+
+
+def _from_here(transaction: Transaction, wanted: dict[str, Any]) -> list[Row]:
+    return transaction.rows(_TREE, wanted)
+
+
+def _of_level(transaction: Transaction, wanted: dict[str, Any]) -> list[Row]:
+    paths = [row[0] for row in transaction.rows(_LEVEL, wanted) if row[0] is not None]
+    found = transaction.rows(_FILES, {"bucket": wanted["bucket"], "paths": text_list(paths)}) if paths else []
+    return sorted(found, key=itemgetter(0))
 
 
 def _entry(row: Row, skip: int) -> BucketFile | Folder:
@@ -282,7 +298,7 @@ _UPDATE = (
 )
 
 _of_bucket = bucket_files.c.bucket == bindparam("bucket")
-_FILES = select(*FILE_COLUMNS).where(_of_bucket, bucket_files.c.path.in_(texts("paths")))
+_FILES = select(*FILE_COLUMNS).where(_of_bucket, one_of(bucket_files.c.path, "paths"))
 _NEW = insert(bucket_files).values(_binds(*bucket_files.c.keys()))
 _PUT = _NEW.on_conflict_do_update(
     index_elements=[bucket_files.c.bucket, bucket_files.c.path],
@@ -332,9 +348,7 @@ def _level() -> Select[Any]:
             walk.c.path.is_not(None), walk.c.number < bindparam("limit", type_=Integer)
         )
     )
-    return (
-        select(*FILE_COLUMNS).join(walk, bucket_files.c.path == walk.c.path).where(_of_bucket).order_by(walk.c.number)
-    )
+    return select(walk.c.path)
 
 
 _LEVEL = _level()

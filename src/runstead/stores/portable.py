@@ -4,18 +4,17 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, Text, bindparam, column, select
+from sqlalchemy import Boolean, ColumnElement, Integer, Text, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from runstead.stores.tables import STRING
 
+class _OneOf(FunctionElement[bool]):
+    """Whether a column has one of the texts in a JSON array."""
 
-class _Elements(FunctionElement[Any]):
-    """The elements of a JSON array as rows with one column `value`."""
-
-    name = "elements"
+    name = "one_of"
+    type = Boolean()
     inherit_cache = True
 
 
@@ -27,14 +26,17 @@ class _Position(FunctionElement[int]):
     inherit_cache = True
 
 
-@compiles(_Elements, "sqlite")
-def _sqlite_elements(element: _Elements, compiler: SQLCompiler, **options: Any) -> str:  # pyright: ignore[reportUnusedFunction]
-    return f"json_each({compiler.process(element.clauses, **options)})"
+@compiles(_OneOf, "sqlite")
+def _sqlite_one_of(element: _OneOf, compiler: SQLCompiler, **options: Any) -> str:  # pyright: ignore[reportUnusedFunction]
+    wanted, listed = (compiler.process(one, **options) for one in element.clauses)
+    return f"{wanted} IN (SELECT value FROM json_each({listed}))"  # noqa: S608
 
 
-@compiles(_Elements, "postgresql")
-def _postgresql_elements(element: _Elements, compiler: SQLCompiler, **options: Any) -> str:  # pyright: ignore[reportUnusedFunction]
-    return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS json))"
+@compiles(_OneOf, "postgresql")
+def _postgresql_one_of(element: _OneOf, compiler: SQLCompiler, **options: Any) -> str:  # pyright: ignore[reportUnusedFunction]
+    # As an array, not as rows: its planner might join rows with a whole table.
+    wanted, listed = (compiler.process(one, **options) for one in element.clauses)
+    return f"{wanted} = ANY (ARRAY(SELECT json_array_elements_text(CAST({listed} AS json))))"
 
 
 @compiles(_Position, "sqlite")
@@ -47,14 +49,13 @@ def _postgresql_position(element: _Position, compiler: SQLCompiler, **options: A
     return f"strpos({compiler.process(element.clauses, **options)})"
 
 
-def texts(parameter: str) -> Select[tuple[str]]:
-    """Return a query of the texts in the list that `text_list` made: one statement for any number of them."""
-    rows = _Elements(bindparam(parameter, type_=Text)).table_valued(column("value", STRING))
-    return select(rows.c.value)
+def one_of(wanted: ColumnElement[str], parameter: str) -> ColumnElement[bool]:
+    """Return whether a column has one of the texts that `text_list` listed: one statement for any number of them."""
+    return _OneOf(wanted, bindparam(parameter, type_=Text))
 
 
 def text_list(values: Iterable[str]) -> str:
-    """Return the value of a parameter for `texts`."""
+    """Return the value of a parameter for `one_of`."""
     return json.dumps(list(values))
 
 
