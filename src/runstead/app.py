@@ -52,9 +52,11 @@ from runstead.services.jobs import JobLimits, Jobs
 from runstead.services.launching import Launching
 from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
+from runstead.services.mount_tokens import MountTokens
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
+from runstead.services.volumes import MountRequests, VolumeRules, Volumes
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
 from runstead.stores.buckets import SqlBucketStore
@@ -62,6 +64,8 @@ from runstead.stores.content import SqlContentStore
 from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
+from runstead.volumes.filled import FilledVolumes
+from runstead.volumes.interface import VolumeProvider
 from runstead.web.context import WebContext
 from runstead.web.routes import with_pages
 
@@ -198,6 +202,16 @@ def build_objects(settings: Settings) -> ObjectStore:
     return S3ObjectStore(storage.url, directory / "staging", endpoint=storage.endpoint, region=storage.region)
 
 
+def build_volumes(settings: Settings, requests: MountRequests, *, private_ids: bool) -> VolumeProvider:
+    """Return what serves volumes on this machine."""
+    return FilledVolumes(
+        settings.server.data_dir,
+        requests.of_attempt,
+        private_ids=private_ids,
+        cache_bytes=settings.storage.node_cache_bytes,
+    )
+
+
 def build_hardware(settings: Settings, capabilities: Capabilities) -> Hardware:
     """Return the flavors: those of the configuration, else what the machine has."""
     if settings.flavors:
@@ -228,6 +242,8 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         server = _Server(settings, database, events, executor, capabilities, port)
         stack.callback(server.content.close)
         await server.content.open()
+        await server.provider.open()
+        stack.push_async_callback(server.provider.close)
         owner, token = await server.accounts.ensure_owner()
         http = uvicorn.Server(
             uvicorn.Config(
@@ -308,6 +324,10 @@ class _Server:
             clock,
             lambda: _job_endpoint(settings, capabilities, port),
         )
+        bucket_store, bucket_log = SqlBucketStore(database), SqlBucketLog(database)
+        mount_tokens = MountTokens(key, self._store, clock)
+        requests = MountRequests(self._store, bucket_store, mount_tokens, clock, _node_endpoint(settings, port))
+        self.provider = build_volumes(settings, requests, private_ids=capabilities.private_ids)
         self._reconcile = Reconcile(
             self._store,
             executor,
@@ -319,6 +339,7 @@ class _Server:
             owner,
             settings.jobs.poll_seconds,
             settings.jobs.cancel_grace_seconds,
+            Volumes(self.provider, requests, bucket_store, settings.jobs.flush_seconds),
         )
         self._admission = AdmissionRounds(
             self._store,
@@ -336,7 +357,6 @@ class _Server:
         self.metrics = JobMetrics(self._store, executor, hardware, events, clock)
         self.content = build_content(settings, database, clock, key)
         self._collecting = self.content.collecting(_roots(database), settings.storage.collect_hours * 3600)
-        bucket_store, bucket_log = SqlBucketStore(database), SqlBucketLog(database)
         buckets = Buckets(bucket_store, self.content, events, clock)
         self.following = Following(bucket_store, bucket_log, events)
         self._keeping = Keeping(bucket_store, bucket_log, self.content, events, clock, settings.storage.history_days)
@@ -350,6 +370,7 @@ class _Server:
                 events,
                 clock,
                 JobLimits(settings.jobs.default_timeout_seconds, settings.jobs.max_timeout_seconds),
+                VolumeRules(buckets, bucket_store, capabilities),
             ),
             logs=self.logs,
             metrics=self.metrics,
@@ -358,6 +379,7 @@ class _Server:
             buckets=buckets,
             batches=Batches(bucket_store, buckets, self.content, events, clock),
             following=self.following,
+            mount_tokens=mount_tokens,
             clock=clock,
             cursor_key=key,
             public_url=settings.server.public_url,
@@ -420,6 +442,11 @@ def _flavor(name: str, settings: Settings, capabilities: Capabilities) -> Flavor
         accelerator = Accelerator("gpu", model, chosen.gpus, gpus[0].memory_bytes if gpus else 0, "Nvidia")
     pretty = chosen.pretty_name or f"{chosen.cpu:g} vCPU, {chosen.memory / 1e9:.3g} GB"
     return Flavor(name, pretty, int(chosen.cpu * 1000), chosen.memory, chosen.disk, accelerator)
+
+
+def _node_endpoint(settings: Settings, port: int) -> str:
+    """Return where the programs beside jobs reach this server: they run on its machine."""
+    return f"http://{_reachable(settings.server.host)}:{port}"
 
 
 def _job_endpoint(settings: Settings, capabilities: Capabilities, port: int) -> str | None:

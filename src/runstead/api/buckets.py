@@ -10,7 +10,7 @@ from fastapi import Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from runstead.api import bucket_wire as wire
-from runstead.api.auth import CallerOf, MaybeCallerOf
+from runstead.api.auth import BucketCallerOf, CallerOf, MaybeCallerOf
 from runstead.api.context import base_url, context
 from runstead.api.cursor import make_cursor, read_cursor, read_text_cursor
 from runstead.api.raw_path import path_tail
@@ -74,7 +74,7 @@ async def nameless(namespace: Namespace) -> Response:
     raise RepoNotFound(f"a bucket is named namespace/name, not {namespace[:200]}")
 
 
-async def inspect(request: Request, namespace: Namespace, name: Name, caller: MaybeCallerOf) -> Response:
+async def inspect(request: Request, namespace: Namespace, name: Name, caller: BucketCallerOf) -> Response:
     """Return a bucket."""
     return JSONResponse(wire.bucket_json(await context(request).buckets.get(caller, namespace, name)))
 
@@ -105,7 +105,7 @@ async def tree(
     request: Request,
     namespace: Namespace,
     name: Name,
-    caller: MaybeCallerOf,
+    caller: BucketCallerOf,
     recursive: bool = True,
     limit: Annotated[int | None, Query(ge=1)] = None,
     cursor: Cursor = None,
@@ -129,14 +129,14 @@ async def tree(
 
 
 async def paths_info(
-    request: Request, namespace: Namespace, name: Name, caller: MaybeCallerOf, body: wire.PathsInfo
+    request: Request, namespace: Namespace, name: Name, caller: BucketCallerOf, body: wire.PathsInfo
 ) -> Response:
     """Return the files among these paths."""
     files = await context(request).buckets.files(caller, namespace, name, body.paths)
     return JSONResponse([wire.entry_json(file) for file in files])
 
 
-async def batch(request: Request, namespace: Namespace, name: Name, caller: MaybeCallerOf) -> Response:
+async def batch(request: Request, namespace: Namespace, name: Name, caller: BucketCallerOf) -> Response:
     """Add, copy and delete files."""
     found = context(request)
     await found.buckets.get(caller, namespace, name, Permission.WRITE)  # before reading what they have to say
@@ -145,13 +145,13 @@ async def batch(request: Request, namespace: Namespace, name: Name, caller: Mayb
     return JSONResponse(wire.result_json(result), 422 if failed_whole else 200)
 
 
-async def read_token(request: Request, namespace: Namespace, name: Name, caller: MaybeCallerOf) -> Response:
+async def read_token(request: Request, namespace: Namespace, name: Name, caller: BucketCallerOf) -> Response:
     """Return a token that reads the bucket's content."""
     token = await context(request).buckets.token(caller, namespace, name, Permission.READ, base_url(request))
     return JSONResponse(wire.token_json(token), headers=wire.token_headers(token))
 
 
-async def write_token(request: Request, namespace: Namespace, name: Name, caller: MaybeCallerOf) -> Response:
+async def write_token(request: Request, namespace: Namespace, name: Name, caller: BucketCallerOf) -> Response:
     """Return a token that uploads content for the bucket."""
     token = await context(request).buckets.token(caller, namespace, name, Permission.WRITE, base_url(request))
     return JSONResponse(wire.token_json(token), headers=wire.token_headers(token))
@@ -161,7 +161,7 @@ async def events(
     request: Request,
     namespace: Namespace,
     name: Name,
-    caller: MaybeCallerOf,
+    caller: BucketCallerOf,
     cursor: Cursor = None,
     since: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:

@@ -14,6 +14,7 @@ from runstead.services.hardware import Hardware
 from runstead.services.jobs import Jobs
 from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
+from runstead.services.mount_tokens import MountTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Context:
     buckets: Buckets
     batches: Batches
     following: Following
+    mount_tokens: MountTokens
     clock: Clock
     cursor_key: bytes
     public_url: str | None

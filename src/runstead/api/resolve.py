@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi import Path, Request
 from fastapi.responses import Response, StreamingResponse
 
-from runstead.api.auth import MaybeCallerOf
+from runstead.api.auth import BucketCallerOf
 from runstead.api.buckets import bucket_api_url
 from runstead.api.conditions import http_date, is_unchanged, range_counts
 from runstead.api.context import context
@@ -26,7 +26,7 @@ _SEGMENTS = 4  # buckets, the namespace, the name, resolve
 _SENT_WHOLE_BYTES = 1 << 20
 
 
-async def resolve(request: Request, namespace: Namespace, name: Name, caller: MaybeCallerOf) -> Response:
+async def resolve(request: Request, namespace: Namespace, name: Name, caller: BucketCallerOf) -> Response:
     """Return a file or a range of it; to a HEAD, where its content is to be had."""
     bucket, file = await context(request).buckets.file(caller, namespace, name, path_tail(request, _SEGMENTS))
     headers = _headers(request, bucket, file)

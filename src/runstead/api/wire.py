@@ -16,6 +16,7 @@ from runstead.model.accounts import Caller
 from runstead.model.errors import Unsupported
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import HistoryEntry, Job, JobSpec
+from runstead.model.volumes import Volume, VolumeKind
 from runstead.services.hardware import DEFAULT_FLAVOR
 from runstead.services.metrics import Metrics
 from runstead.services.specs import MAX_ATTEMPTS
@@ -64,6 +65,29 @@ class Network(_Request):
     aliases: list[str] = []
 
 
+class VolumeItem(_Request):
+    """One of `volumes` (wire-jobs §12)."""
+
+    type: Literal["bucket", "model", "dataset", "space"] = "model"
+    source: Text
+    mountPath: Annotated[str, Field(max_length=4_096)]  # noqa: N815
+    revision: Text | None = None
+    readOnly: bool | None = None  # noqa: N815
+    path: Annotated[str, Field(max_length=4_096)] | None = None
+
+    def volume(self) -> Volume:
+        """Return the volume that was asked for, as it was written. Repositories are read-only on the Hub too."""
+        kind = VolumeKind(self.type)
+        return Volume(
+            kind=kind,
+            source=self.source,
+            mount_path=self.mountPath,
+            path=self.path or "",
+            revision=self.revision,
+            read_only=bool(self.readOnly) or kind is not VolumeKind.BUCKET,
+        )
+
+
 class JobCreate(_Request):
     """The body of `POST /api/jobs/{namespace}` (wire-jobs §5)."""
 
@@ -77,7 +101,7 @@ class JobCreate(_Request):
     timeoutSeconds: Annotated[Count, Field(ge=1, le=_LONGEST_TIMEOUT_SECONDS)] | None = None  # noqa: N815
     attempts: Annotated[Count, Field(ge=1, le=MAX_ATTEMPTS)] | None = None
     labels: dict[str, str] = {}
-    volumes: list[dict[str, Any]] | None = None
+    volumes: list[VolumeItem] | None = None
     expose: Ports | None = None
     ssh: Ssh | None = None
     network: Network | None = None
@@ -101,11 +125,11 @@ class JobCreate(_Request):
             resource_group_id=self.resourceGroupId,
             arch=self.arch,
             tags=tuple(self.tags),
+            volumes=tuple(item.volume() for item in self.volumes or ()),
         )
 
     def _refuse_missing(self) -> None:
         missing = {
-            "volumes": bool(self.volumes),
             "expose": self.expose is not None and bool(self.expose.ports or self.expose.portsPublic),
             "ssh": self.ssh is not None and self.ssh.enabled,
             "network": self.network is not None and bool(self.network.group),
@@ -119,7 +143,6 @@ class JobCreate(_Request):
 
 
 _FEATURES = {
-    "volumes": "volumes",
     "expose": "exposed ports",
     "ssh": "SSH into jobs",
     "network": "network groups",
@@ -169,7 +192,7 @@ def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
         "secrets": spec.secret_names,
         "flavor": spec.flavor,
         "labels": spec.labels,
-        "volumes": [],
+        "volumes": [_volume_json(volume) for volume in spec.volumes],
         "timeout": spec.timeout_seconds,
         "retry": spec.attempts - 1,
         "attempt": job.attempt,
@@ -188,6 +211,20 @@ def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
     if spec.resource_group_id is not None:
         found["resourceGroupId"] = spec.resource_group_id
         found["resourceGroup"] = {"id": spec.resource_group_id, "name": spec.resource_group_id}
+    return found
+
+
+def _volume_json(volume: Volume) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "type": volume.kind,
+        "source": volume.source,
+        "mountPath": volume.mount_path,
+        "readOnly": volume.read_only,
+    }
+    if volume.revision is not None:
+        found["revision"] = volume.revision
+    if volume.path:
+        found["path"] = volume.path
     return found
 
 

@@ -27,6 +27,9 @@ class Capabilities:
     machine: Machine | None  # what jobs may use; None when the backend decides
     notes: tuple[str, ...] = ()  # what a user should know; shown in the log and in status.message
     missing: tuple[str, ...] = ()  # what the machine lacks, and how to get it; shown by `runstead doctor`
+    volumes: bool = False  # whether `Launch.mounts` can be had
+    without_volumes: str = "jobs cannot have volumes here"  # why not, and how to get them
+    private_ids: bool = False  # whether a job's files belong to the ids of its namespace, not to the server's user
 
 
 class Executor(ABC):

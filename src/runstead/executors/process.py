@@ -130,6 +130,10 @@ class ProcessExecutor(Executor):
             machine=machine,
             notes=(_NOTE,) if isolated else (_NOTE, _PLAIN_NOTE),
             missing=tuple(missing),
+            volumes=isolated,
+            without_volumes="jobs run without namespaces here, so nothing can be mounted for them; "
+            "`runstead doctor` says what is missing",
+            private_ids=self._isolation == "root",
         )
 
     async def close(self) -> None:
@@ -158,6 +162,8 @@ class ProcessExecutor(Executor):
             places.owner_path("", launch.namespace)
         except ValueError as error:
             raise Invalid(str(error), "namespace") from error
+        if launch.mounts and self._isolation == "none":
+            raise Invalid("jobs run without namespaces here, so nothing can be mounted for them", "volumes")
         request = self._request(launch)
         if self._network is not None and not self._exists(name):
             request.network, request.address = await self._network.claim(name)
@@ -387,6 +393,7 @@ class ProcessExecutor(Executor):
             network=NO_NETWORK if self._settings.network == "none" else None,
             address=None,
             cgroups=self._places,
+            mounts=[[str(one.source), one.target, "ro" if one.read_only else "rw"] for one in launch.mounts],
             view=self._view,
         )
 

@@ -191,6 +191,13 @@ class JobsSettings(Section):
         description="Time between SIGTERM and SIGKILL when a job is cancelled or runs out of time, in seconds: what "
         "a program gets to save its state.",
     )
+    flush_seconds: float = Field(
+        default=3600,
+        gt=0,
+        description="Time to bring what a job wrote to its volumes into their buckets after its command has ended, in "
+        "seconds; also when it was cancelled or ran out of time. What is not there by then is kept on the machine, the "
+        "job fails, and `runstead job recover` saves the rest.",
+    )
     endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
         default="auto",
         description="`HF_ENDPOINT` inside jobs. `auto`: this server, at an address the job can reach; `off`: not "
@@ -306,6 +313,11 @@ class StorageSettings(Section):
         ge=22,
         description="Days that content nobody refers to is kept after a client was last told that it is here. Clients "
         "remember that for three weeks, so less would make their uploads fail.",
+    )
+    node_cache_bytes: Size = Field(
+        default=20_000_000_000,
+        description="Room on the machine that runs jobs for content that jobs have read from buckets, in bytes: the "
+        "next job that reads the same moves nothing. What was not used for longest goes first.",
     )
     history_days: float = Field(
         default=30,

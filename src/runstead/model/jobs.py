@@ -10,6 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from runstead.model.volumes import Volume, VolumeKind
+
 JsonObject = Mapping[str, Any]
 
 
@@ -78,11 +80,18 @@ class JobSpec:
     resource_group_id: str | None = None
     arch: str | None = None
     tags: tuple[str, ...] = ()
+    volumes: tuple[Volume, ...] = ()
 
     @property
     def image(self) -> str:
         """The image as a user would name it."""
         return self.docker_image or f"hf.co/spaces/{self.space_id}"
+
+    @property
+    def writes_to(self) -> tuple[str, ...]:
+        """The buckets that the job may write to, each once."""
+        writable = [v.source for v in self.volumes if v.kind is VolumeKind.BUCKET and not v.read_only]
+        return tuple(dict.fromkeys(writable))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,12 @@
 """Volumes: buckets and repositories as folders of a job."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+
+from runstead.model.accounts import Permission
 
 
 class VolumeKind(StrEnum):
@@ -25,6 +28,7 @@ class Volume:
     path: str = ""  # the folder of the source that is mounted as root; "" is all of it
     revision: str | None = None  # repositories only
     read_only: bool = False
+    source_id: str | None = None  # of what had that name when access was decided; nothing else is ever mounted
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,22 @@ class MountRequest:
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What a flush did."""
+    """What a flush did, all its tries together."""
 
     files: int
     bytes: int
+    notes: tuple[str, ...] = ()  # what was left out and why; for the log of the job
+
+
+@dataclass(frozen=True, slots=True)
+class MountCaller:
+    """Who serves the volumes of one attempt: somebody who reaches these buckets and nothing else."""
+
+    job_id: str
+    attempt: int
+    grants: Mapping[str, Permission]  # by the id of the bucket
+
+    def may(self, permission: Permission, bucket_id: str) -> bool:
+        """Say whether the volumes of the attempt include this bucket with that permission."""
+        granted = self.grants.get(bucket_id)
+        return granted is Permission.WRITE or (granted is not None and permission is Permission.READ)

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 
-from runstead.node import places, syscalls
+from runstead.node import binds, places, syscalls
 from runstead.node.request import Request
 from runstead.node.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
 
@@ -66,6 +66,7 @@ def build(request: Request, folder: str, mount_point: str, shared: str, empty: s
     _folder(root + places.SHARED)
     syscalls.mount(shared, root + places.SHARED, None, MS_BIND)
     syscalls.restrict(root + places.SHARED, MS_NOSUID | MS_NODEV, recursive=False)
+    binds.show(root, request.mounts, owner)
     os.chdir(root)
     syscalls.pivot_root_here()
 

@@ -74,6 +74,7 @@ class Request:
         "log_not_before",
         "log_path",
         "memory_bytes",
+        "mounts",
         "namespace",
         "network",
         "pids_limit",
@@ -104,6 +105,7 @@ class Request:
         network: str | None,
         address: str | None,
         cgroups: list[list[str]],
+        mounts: list[list[str]],
         view: View,
     ) -> None:
         self.job_id = job_id
@@ -125,6 +127,7 @@ class Request:
         self.network = network  # path of a network namespace, or NO_NETWORK; None: the machine's own
         self.address = address  # of the job in that network
         self.cgroups = cgroups  # [kind, directory] in which to make one for the job
+        self.mounts = mounts  # volumes: [directory of the machine, absolute path in the job, "ro" or "rw"]
         self.view = view
 
     def to_message(self) -> "dict[str, Any]":

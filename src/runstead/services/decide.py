@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from runstead.model.jobs import FailureClass, Job, Phase, Stage, Transition
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
+from runstead.model.volumes import Flushed
 
 _FIRST_RETRY_SECONDS = 1
 _LONGEST_RETRY_SECONDS = 60
@@ -23,6 +24,24 @@ class Start:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Ask the executor to end the attempt, then look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Apply `then`, bring what the attempt wrote into its buckets, and decide again with what came of it.
+
+    What was `lost` may still write somewhere, and is removed first.
+    """
+
+    then: Transition
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NotSaved:
+    """What the attempt wrote could not be brought into its buckets; the reason says where it is kept."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +77,18 @@ class Wait:
     """Nothing to do until something changes."""
 
 
-Step = Start | Stop | Release | Retry | Finish | Apply | Wait
+Step = Start | Stop | Save | Release | Retry | Finish | Apply | Wait
 
 
-def decide(job: Job, seen: Observation | None, now: datetime) -> Step:
-    """Return the next step. `seen` is the executor's word on the current attempt; None when it has no handle."""
+Saved = Flushed | NotSaved | None
+
+
+def decide(job: Job, seen: Observation | None, now: datetime, saved: Saved = None) -> Step:
+    """Return the next step.
+
+    `seen` is the executor's word on the current attempt; None when it has no handle. `saved` is what came of
+    bringing its writable volumes into their buckets; None when that was not tried since this server looks at it.
+    """
     match job.phase:
         case Phase.DONE:
             return Wait()
@@ -71,15 +97,20 @@ def decide(job: Job, seen: Observation | None, now: datetime) -> Step:
         case Phase.RELEASING:
             return Release(_move(job, Phase.DONE, job.stage, now, handle=None, reservation=None))
         case Phase.STARTING | Phase.RUNNING:
-            return _decide_active(job, seen, now)
+            return _decide_active(job, seen, now, saved)
 
 
-def _decide_active(job: Job, seen: Observation | None, now: datetime) -> Step:
+def _decide_active(job: Job, seen: Observation | None, now: datetime, saved: Saved) -> Step:
     if seen is None:
         return Finish(canceled(job, now)) if job.cancel_requested_at else Start()
+    over = seen.state is not AttemptState.RUNNING
+    if over and job.spec.writes_to and saved is None:
+        return Save(_move(job, job.phase, job.stage, now, message=_saving_text(job)), lost=seen.exit is None)
+    if over and isinstance(saved, NotSaved):
+        return Finish(unsaved(job, saved.reason, now, seen.exit))
     match seen.state:
         case AttemptState.EXITED if seen.exit is not None:
-            return _decide_ended(job, *_verdict(job, seen.exit), now, seen.exit)
+            return _decide_ended(job, *_verdict(job, seen.exit), now, seen.exit, saved)
         case AttemptState.RUNNING:
             if job.cancel_requested_at is not None:
                 return Stop()
@@ -92,11 +123,11 @@ def _decide_active(job: Job, seen: Observation | None, now: datetime) -> Step:
             if job.cancel_requested_at is not None:
                 return Finish(canceled(job, now))
             why = seen.message or "its supervisor died without leaving an exit record"
-            return _decide_ended(job, FailureClass.INFRA, f"the attempt was lost: {why}", now, None)
+            return _decide_ended(job, FailureClass.INFRA, f"the attempt was lost: {why}", now, None, saved)
 
 
 def _decide_ended(
-    job: Job, failure: FailureClass | None, reason: str, now: datetime, record: ExitRecord | None
+    job: Job, failure: FailureClass | None, reason: str, now: datetime, record: ExitRecord | None, saved: Saved
 ) -> Step:
     if failure is FailureClass.CANCELED:
         return Finish(canceled(job, now, record))
@@ -104,7 +135,7 @@ def _decide_ended(
         again = retry(job, failure, reason, now, record)
         # What was lost may still run somewhere: it is removed before another attempt can begin.
         return Retry(again) if record is not None else Release(again)
-    return Finish(ended(job, failure, reason, now, record))
+    return Finish(ended(job, failure, reason, now, record, saved if isinstance(saved, Flushed) else None))
 
 
 def _verdict(job: Job, record: ExitRecord) -> tuple[FailureClass | None, str]:
@@ -137,6 +168,17 @@ def _timeout_text(job: Job) -> str:
     return f"Job timeout after {job.spec.timeout_seconds} s; ask for more with --timeout"
 
 
+def _saving_text(job: Job) -> str:
+    return f"the command has ended; saving what it wrote to {', '.join(job.spec.writes_to)}"
+
+
+def _saved_text(job: Job, saved: Flushed | None) -> str | None:
+    if saved is None or not saved.files:
+        return None
+    files = "1 file" if saved.files == 1 else f"{saved.files} files"
+    return f"saved {files} ({saved.bytes:,} bytes) to {', '.join(job.spec.writes_to)}"
+
+
 def running(job: Job, started_at: datetime, note: str | None, now: datetime) -> Transition:
     """The attempt runs."""
     return _move(job, Phase.RUNNING, Stage.RUNNING, now, started_at=started_at, message=note)
@@ -147,15 +189,29 @@ def canceled(job: Job, now: datetime, record: ExitRecord | None = None) -> Trans
     return _terminal(job, Stage.CANCELED, FailureClass.CANCELED, "canceled: on request", now, record)
 
 
+def unsaved(job: Job, reason: str, now: datetime, record: ExitRecord | None = None) -> Transition:
+    """The attempt is over, however it went, and what it wrote is not where it belongs."""
+    text = f"{FailureClass.VOLUME}: what the job wrote is not all in {', '.join(job.spec.writes_to)}: {_clean(reason)}"
+    return _terminal(job, Stage.ERROR, FailureClass.VOLUME, text, now, record)
+
+
 def ended(
-    job: Job, failure: FailureClass | None, reason: str, now: datetime, record: ExitRecord | None = None
+    job: Job,
+    failure: FailureClass | None,
+    reason: str,
+    now: datetime,
+    record: ExitRecord | None = None,
+    saved: Flushed | None = None,
 ) -> Transition:
     """The job ends by itself, well or not."""
+    outputs = _saved_text(job, saved)
     if failure is None:
-        return _terminal(job, Stage.COMPLETED, None, None, now, record)
+        return _terminal(job, Stage.COMPLETED, None, outputs, now, record)
     text = f"{failure}: {_clean(reason)}"
     if job.spec.attempts > 1:
         text += f" (attempt {job.attempt} of {job.spec.attempts})"
+    if outputs is not None:
+        text += f"; {outputs}"
     return _terminal(job, Stage.ERROR, failure, text, now, record)
 
 

@@ -15,6 +15,7 @@ from runstead.services.accounts import authorize
 from runstead.services.admission import AdmissionRounds
 from runstead.services.hardware import Hardware
 from runstead.services.secrets import SecretBox
+from runstead.services.volumes import VolumeRules
 from runstead.stores.interface import JobStore
 
 PAGE = 100
@@ -42,6 +43,7 @@ class Jobs:
         events: EventBus,
         clock: Clock,
         limits: JobLimits,
+        volumes: VolumeRules,
     ) -> None:
         self._store = store
         self._hardware = hardware
@@ -50,6 +52,7 @@ class Jobs:
         self._events = events
         self._clock = clock
         self.limits = limits
+        self._volumes = volumes
 
     async def submit(
         self,
@@ -65,6 +68,7 @@ class Jobs:
         """
         owner = authorize(caller, Permission.WRITE, namespace)
         self._check(spec, secrets)
+        spec = replace(spec, volumes=await self._volumes.accept(caller, spec.volumes))
         initiator = Initiator("user", caller.user.id, caller.user.name)
         return await self._add(caller, owner, spec, secrets, initiator, idempotency_key)
 
@@ -75,7 +79,8 @@ class Jobs:
         sealed = await self._store.sealed_secrets(old.id) if old.spec.secret_names else None
         secrets = self._secrets.open(old.id, sealed) if sealed else {}
         self._check(old.spec, secrets)
-        return await self._add(caller, owner, old.spec, secrets, Initiator("duplicated-job", old.id), None)
+        spec = replace(old.spec, volumes=await self._volumes.accept(caller, old.spec.volumes))
+        return await self._add(caller, owner, spec, secrets, Initiator("duplicated-job", old.id), None)
 
     async def get(self, caller: Caller, namespace: str, job_id: str) -> Job:
         """Return a job. Raises NotFound for one that is not there, or not in this namespace; Forbidden."""

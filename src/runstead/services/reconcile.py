@@ -6,7 +6,8 @@ step, carries it out and asks again until there is nothing to do. Steps of one j
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -16,11 +17,13 @@ from runstead.events.interface import JOBS, LOGS, QUEUE, WORK, EventBus
 from runstead.executors.interface import Executor
 from runstead.kit.clock import Clock
 from runstead.logs.interface import LogStore
-from runstead.model.errors import Invalid, RunsteadError, Unavailable, Unsupported
+from runstead.model.errors import Invalid, NotFound, RunsteadError, Unavailable, Unsupported
 from runstead.model.jobs import FailureClass, Job, Phase, Transition
 from runstead.model.launches import Handle
+from runstead.model.volumes import Flushed, Mount
 from runstead.services import decide as steps
 from runstead.services.launching import Launching
+from runstead.services.volumes import Volumes
 from runstead.stores.interface import JobStore
 
 log = structlog.get_logger()
@@ -32,6 +35,11 @@ _STEPS_AT_ONCE = 32
 _START_TRIES = 5
 _SHORT_REST_SECONDS = 0.5
 _SHORT_GRACE_SECONDS = 1.0
+_CANCEL_LOOK_SECONDS = 0.2
+
+
+class _CanceledMeanwhile(Exception):
+    """The job is to be cancelled; there is no need to go on."""
 
 
 class Reconcile:
@@ -49,6 +57,7 @@ class Reconcile:
         owner: str,
         poll_seconds: float,
         cancel_grace_seconds: float,
+        volumes: Volumes,
     ) -> None:
         self._store = store
         self._executor = executor
@@ -60,6 +69,7 @@ class Reconcile:
         self._owner = owner
         self._poll_seconds = poll_seconds
         self._grace = cancel_grace_seconds
+        self._volumes = volumes
         self._active: dict[str, Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken: set[str] = set()
@@ -97,11 +107,17 @@ class Reconcile:
         await self._store.release_leases(self._owner.rpartition("/")[0] + "/")
         await self.claim()
         for job_id, attempt, handle in await self._executor.owned():
-            job = await self._store.get(job_id)
-            wanted = job is not None and job.attempt == attempt and job.phase not in (Phase.WAITING, Phase.DONE)
-            if not wanted:
+            if not await self._is_wanted(job_id, attempt):
                 log.info("removing an attempt that no job needs", job=job_id, attempt=attempt)
                 await self._executor.remove(handle)
+        for job_id, attempt in await self._volumes.owned():
+            if not await self._is_wanted(job_id, attempt):
+                log.info("removing the volumes of an attempt that no job needs", job=job_id, attempt=attempt)
+                await self._volumes.forget(job_id, attempt)
+
+    async def _is_wanted(self, job_id: str, attempt: int) -> bool:
+        job = await self._store.get(job_id)
+        return job is not None and job.attempt == attempt and job.phase not in (Phase.WAITING, Phase.DONE)
 
     async def claim(self) -> None:
         """Lease the unfinished jobs that nobody works on."""
@@ -180,10 +196,11 @@ class Reconcile:
     async def _advance(self, job_id: str) -> None:
         """Take steps until there is nothing to do for this job right now."""
         job = await self._store.get(job_id)
+        saved: steps.Saved = None
         while job is not None and job_id in self._active:
             self._active[job_id] = job
             seen = (await self._executor.poll([_handle(job)]))[0] if job.handle is not None else None
-            step = steps.decide(job, seen, self._clock.now())
+            step = steps.decide(job, seen, self._clock.now(), saved)
             match step:
                 case steps.Wait():
                     return
@@ -192,6 +209,12 @@ class Reconcile:
                     return
                 case steps.Start():
                     job = await self._start(job)
+                case steps.Save():
+                    if step.lost:
+                        await self._executor.remove(_handle(job))
+                    job = await self._apply(job, step.then)
+                    if job is not None:
+                        saved = await self._save(job)
                 case steps.Release():
                     await self._logs.seal(job.id, job.attempt)
                     await self._remove(job)
@@ -209,9 +232,14 @@ class Reconcile:
                     job = await self._apply(job, step.then)
 
     async def _start(self, job: Job) -> Job | None:
+        preparing = True
         try:
-            launch = await self._launching.prepare(job)
+            mounts = await self._prepare_volumes(job)
+            preparing = False
+            launch = replace(await self._launching.prepare(job), mounts=mounts)
             handle = await self._executor.start(launch)
+        except _CanceledMeanwhile:
+            return await self._store.get(job.id)
         except Unavailable as error:
             failures = self._start_failures[job.id] = self._start_failures.get(job.id, 0) + 1
             if failures < _START_TRIES:
@@ -219,11 +247,14 @@ class Reconcile:
                 await self._clock.sleep(_SHORT_REST_SECONDS * failures)
                 self._woken.add(job.id)
                 return None
-            return await self._failed_start(job, FailureClass.INFRA, error)
-        except (Invalid, Unsupported) as error:
-            return await self._failed_start(job, FailureClass.USER, error)
+            failure = FailureClass.VOLUME if preparing else FailureClass.INFRA
+            return await self._failed_start(job, failure, error, again=True)
+        except (Invalid, Unsupported, NotFound) as error:
+            failure = FailureClass.VOLUME if preparing else FailureClass.USER
+            return await self._failed_start(job, failure, error, again=False)
         except RunsteadError as error:
-            return await self._failed_start(job, FailureClass.INFRA, error)
+            failure = FailureClass.VOLUME if preparing else FailureClass.INFRA
+            return await self._failed_start(job, failure, error, again=True)
         self._start_failures.pop(job.id, None)
         stored = {"executor": handle.executor, "version": handle.version, "data": dict(handle.data)}
         seen = (await self._executor.poll([handle]))[0]
@@ -232,18 +263,65 @@ class Reconcile:
         moved = steps.running(job, began or self._clock.now(), self._launching.note(job), self._clock.now())
         return await self._apply(job, replace(moved, handle=stored))
 
-    async def _failed_start(self, job: Job, failure: FailureClass, error: RunsteadError) -> Job | None:
+    async def _prepare_volumes(self, job: Job) -> tuple[Mount, ...]:
+        """Prepare the volumes, which may take long, for as long as nobody cancels the job."""
+        if not job.spec.volumes:
+            return ()
+        preparing = asyncio.ensure_future(self._volumes.prepare(job))
+        async with self._out_of_turn():
+            try:
+                while not (await asyncio.wait([preparing], timeout=_CANCEL_LOOK_SECONDS))[0]:
+                    if job.id in self._woken:
+                        self._woken.discard(job.id)
+                        now = await self._store.get(job.id)
+                        if now is None or now.cancel_requested_at is not None:
+                            raise _CanceledMeanwhile
+                return preparing.result()
+            finally:
+                if not preparing.done():
+                    preparing.cancel()
+                    await asyncio.wait([preparing])
+
+    async def _save(self, job: Job) -> Flushed | steps.NotSaved:
+        """Bring what the attempt wrote into its buckets."""
+        async with self._out_of_turn():
+            try:
+                flushed = await self._volumes.flush(job)
+            except RunsteadError as error:
+                log.warning("what a job wrote could not be saved", job=job.id, reason=error.message)
+                hint = f"{error.message}; `runstead job recover {job.id}` on the server's machine saves the rest"
+                await self._logs.append(job.id, job.attempt, [f"runstead: {hint}"], self._clock.now())
+                return steps.NotSaved(hint)
+        if flushed.notes:
+            notes = [f"runstead: {note}" for note in flushed.notes]
+            await self._logs.append(job.id, job.attempt, notes, self._clock.now())
+        return flushed
+
+    @asynccontextmanager
+    async def _out_of_turn(self) -> AsyncGenerator[None]:
+        """Let the steps of other jobs go on meanwhile, for what may take long."""
+        self._slots.release()
+        try:
+            yield
+        finally:
+            await self._slots.acquire()
+
+    async def _failed_start(self, job: Job, failure: FailureClass, error: RunsteadError, *, again: bool) -> Job | None:
         self._start_failures.pop(job.id, None)
         now = self._clock.now()
         reason = f"the attempt could not be started: {error.message}"
         await self._logs.append(job.id, job.attempt, [f"{failure}: {reason}"], now)
         await self._logs.seal(job.id, job.attempt)
-        if job.cancel_requested_at is None and job.attempt < job.spec.attempts and failure is FailureClass.INFRA:
+        if again and job.cancel_requested_at is None and job.attempt < job.spec.attempts:
             await self._remove(job)
             return await self._apply(job, steps.retry(job, failure, reason, now))
         return await self._apply(job, steps.ended(job, failure, reason, now))
 
     async def _remove(self, job: Job) -> None:
+        await self._remove_attempt(job)
+        await self._volumes.release(job)
+
+    async def _remove_attempt(self, job: Job) -> None:
         if job.handle is not None:
             await self._executor.remove(_handle(job))
             return

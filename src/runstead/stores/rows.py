@@ -19,6 +19,7 @@ from runstead.model.jobs import (
     Reservation,
     Stage,
 )
+from runstead.model.volumes import Volume, VolumeKind
 from runstead.stores.database import Row
 from runstead.stores.tables import NOBODY, accounts, job_history, jobs, tokens
 
@@ -177,6 +178,8 @@ def spec_to(spec: JobSpec) -> str:
         value["arch"] = spec.arch
     if spec.tags:
         value["tags"] = spec.tags
+    if spec.volumes:
+        value["volumes"] = [volume_to(volume) for volume in spec.volumes]
     return json_to(value)
 
 
@@ -198,6 +201,35 @@ def spec_from(stored: str, labels: str) -> JobSpec:
         resource_group_id=get("resource_group"),
         arch=get("arch"),
         tags=tuple(get("tags", ())),
+        volumes=tuple(volume_from(volume) for volume in get("volumes", ())),
+    )
+
+
+def volume_to(volume: Volume) -> dict[str, Any]:
+    """Return a volume as it stands in a specification; fields with their usual value are left out."""
+    value: dict[str, Any] = {"kind": volume.kind.value, "source": volume.source, "at": volume.mount_path}
+    if volume.path:
+        value["path"] = volume.path
+    if volume.revision is not None:
+        value["revision"] = volume.revision
+    if volume.read_only:
+        value["read_only"] = True
+    if volume.source_id is not None:
+        value["id"] = volume.source_id
+    return value
+
+
+def volume_from(value: Mapping[str, Any]) -> Volume:
+    """Return a stored volume."""
+    get = value.get
+    return Volume(
+        kind=VolumeKind(value["kind"]),
+        source=value["source"],
+        mount_path=value["at"],
+        path=get("path", ""),
+        revision=get("revision"),
+        read_only=get("read_only", False),
+        source_id=get("id"),
     )
 
 

@@ -39,6 +39,7 @@ def _request() -> Request:
         isolation="root",
         network=None,
         address=None,
+        mounts=[["/node/0", "/data", "rw"]],
         cgroups=[["v2", "/x"]],
         view=view,
     )

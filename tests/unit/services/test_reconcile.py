@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,14 +20,21 @@ from runstead.model.errors import BackendFailure, Invalid, RunsteadError, Unavai
 from runstead.model.hardware import Machine
 from runstead.model.jobs import FailureClass, Job, JobSpec, Phase, Stage
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation, Usage
+from runstead.model.volumes import Flushed, Mount, MountRequest
 from runstead.services.admission import AdmissionRounds
+from runstead.services.buckets.buckets import Buckets
+from runstead.services.content.content import Content
 from runstead.services.hardware import Hardware, derive_flavors
 from runstead.services.jobs import JobLimits, Jobs
 from runstead.services.launching import Launching
+from runstead.services.mount_tokens import MountTokens
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.secrets import SecretBox
+from runstead.services.volumes import MountRequests, VolumeRules, Volumes
+from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
+from runstead.volumes.interface import VolumeProvider
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 USER = User("a" * 24, "alice", "Alice", True, NOW)
@@ -86,6 +94,51 @@ class FakeExecutor(Executor):
 
 
 @dataclass
+class FakeVolumes(VolumeProvider):
+    """Keeps no files; fails as the test says."""
+
+    prepare_errors: list[RunsteadError] = field(default_factory=list)
+    flush_errors: list[RunsteadError] = field(default_factory=list)
+    flushed: Flushed = Flushed(0, 0)
+    done: list[tuple[str, str, int]] = field(default_factory=list)
+    held: set[tuple[str, int]] = field(default_factory=set)
+    may_prepare: asyncio.Event = field(default_factory=asyncio.Event)
+    may_flush: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_prepare.set()
+        self.may_flush.set()
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def prepare(self, requests: Sequence[MountRequest]) -> list[Mount]:
+        await self.may_prepare.wait()
+        if self.prepare_errors:
+            raise self.prepare_errors.pop(0)
+        first = requests[0]
+        self.held.add((first.job_id, first.attempt))
+        self.done.append(("prepare", first.job_id, first.attempt))
+        return [Mount(Path("/node") / str(r.index), r.volume.mount_path, r.volume.read_only) for r in requests]
+
+    async def flush(self, job_id: str, attempt: int, within_seconds: float) -> Flushed:
+        self.done.append(("flush", job_id, attempt))
+        await self.may_flush.wait()
+        if self.flush_errors:
+            raise self.flush_errors.pop(0)
+        return self.flushed
+
+    async def release(self, job_id: str, attempt: int, keep_unflushed: bool) -> None:
+        assert keep_unflushed
+        self.done.append(("release", job_id, attempt))
+        self.held.discard((job_id, attempt))
+
+    async def owned(self) -> list[tuple[str, int]]:
+        return sorted(self.held)
+
+
+@dataclass
 class House:
     executor: FakeExecutor
     store: SqlJobStore
@@ -109,7 +162,9 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(path: Path, executor: FakeExecutor | None = None, process: str = "1") -> AsyncGenerator[House]:
+async def open_house(
+    path: Path, executor: FakeExecutor | None = None, process: str = "1", provider: VolumeProvider | None = None
+) -> AsyncGenerator[House]:
     executor = executor or FakeExecutor()
     capabilities = await executor.open()
     database = await open_database(f"sqlite:///{path / 'db'}")
@@ -118,9 +173,14 @@ async def open_house(path: Path, executor: FakeExecutor | None = None, process: 
     secrets = SecretBox(b"k" * 32)
     launching = Launching(store, logs, hardware, secrets, capabilities, clock, lambda: "http://here")
     owner = f"fake@here/{process}"
-    reconcile = Reconcile(store, executor, "fake@here", logs, launching, events, clock, owner, 0.2, 1.0)
+    buckets = SqlBucketStore(database)
+    tokens = MountTokens(b"k" * 32, store, clock)
+    requests = MountRequests(store, buckets, tokens, clock, "http://here")
+    volumes = Volumes(provider or FakeVolumes(), requests, buckets, 5.0)
+    reconcile = Reconcile(store, executor, "fake@here", logs, launching, events, clock, owner, 0.2, 1.0, volumes)
     admission = AdmissionRounds(store, hardware, events, clock, "fake@here", owner, LEASE, 0.2, reconcile.take)
-    jobs = Jobs(store, hardware, secrets, admission, events, clock, JobLimits(1800, None))
+    rules = VolumeRules(Buckets(buckets, cast(Content, None), events, clock), buckets, capabilities)
+    jobs = Jobs(store, hardware, secrets, admission, events, clock, JobLimits(1800, None), rules)
     duties = [asyncio.create_task(reconcile.run()), asyncio.create_task(admission.run())]
     try:
         yield House(executor, store, logs, events, jobs)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from runstead.model.errors import Invalid
 from runstead.model.jobs import JobSpec, Reservation
+from runstead.model.volumes import Volume, VolumeKind
 from runstead.stores.database import reject_unstorable
 from runstead.stores.rows import (
     instant_from,
@@ -63,6 +64,7 @@ def test_no_field_of_a_specification_is_forgotten() -> None:
         resource_group_id="k",
         arch="l",
         tags=("m",),
+        volumes=(Volume(VolumeKind.BUCKET, "n/o", "/p", "q", "r", True, "s"),),
     )
     for field in fields(JobSpec):
         usual = field.default_factory() if field.default_factory is not MISSING else field.default

@@ -15,10 +15,10 @@ from datetime import datetime
 
 from runstead.events.interface import BUCKETS, EventBus
 from runstead.kit.clock import Clock
-from runstead.model.accounts import Caller, Permission
+from runstead.model.accounts import Permission
 from runstead.model.buckets import Bucket, NewFile, is_bucket_name, is_content_type, path_problem
 from runstead.model.errors import NotFound, RepoNotFound, TooLarge
-from runstead.services.buckets.access import admit
+from runstead.services.buckets.access import Asker, admit
 from runstead.services.buckets.buckets import Buckets
 from runstead.services.content.content import Content
 from runstead.stores.interface import BucketStore
@@ -85,9 +85,7 @@ class Batches:
         self._events = events
         self._clock = clock
 
-    async def apply(
-        self, caller: Caller | None, namespace: str, name: str, operations: Sequence[Operation]
-    ) -> BatchResult:
+    async def apply(self, caller: Asker, namespace: str, name: str, operations: Sequence[Operation]) -> BatchResult:
         """Carry out what may be, all at once. Raises as `Buckets.get` does, and TooLarge."""
         bucket = await self._buckets.get(caller, namespace, name, Permission.WRITE)
         if len(operations) > MOST_OPERATIONS:
@@ -124,7 +122,7 @@ class Batches:
             self._events.publish(BUCKETS, bucket.id)
 
     async def _sizes(
-        self, caller: Caller | None, bucket: Bucket, operations: Sequence[Operation]
+        self, caller: Asker, bucket: Bucket, operations: Sequence[Operation]
     ) -> dict[tuple[str, str], Mapping[bytes, int]]:
         """Return the sizes of the files that the batch may name, by where they come from."""
         wanted: dict[tuple[str, str], set[bytes]] = {}
@@ -134,7 +132,7 @@ class Batches:
         return {source: await self._from(caller, bucket, source, hashes) for source, hashes in wanted.items()}
 
     async def _from(
-        self, caller: Caller | None, bucket: Bucket, source: tuple[str, str], hashes: Collection[bytes]
+        self, caller: Asker, bucket: Bucket, source: tuple[str, str], hashes: Collection[bytes]
     ) -> Mapping[bytes, int]:
         if source == _own(bucket):
             return await self._content.take(bucket.scope, hashes)

@@ -10,7 +10,7 @@ from runstead.model.content import CasToken
 from runstead.model.errors import EntryNotFound, Invalid, RepoNotFound, TooLarge
 from runstead.model.ids import new_id
 from runstead.services.accounts import authorize
-from runstead.services.buckets.access import ME, admit, known
+from runstead.services.buckets.access import ME, Asker, admit, known
 from runstead.services.content.content import Content
 from runstead.stores.interface import BucketStore
 
@@ -57,9 +57,7 @@ class Buckets:
         )
         return await self._store.add(bucket)
 
-    async def get(
-        self, caller: Caller | None, namespace: str, name: str, permission: Permission = Permission.READ
-    ) -> Bucket:
+    async def get(self, caller: Asker, namespace: str, name: str, permission: Permission = Permission.READ) -> Bucket:
         """Return a bucket on which the caller has that permission. Raises as `admit` does."""
         bucket = await self._store.find(namespace, name) if _may_exist(namespace, name) else None
         return admit(bucket, caller, permission, f"{namespace}/{name}")
@@ -108,16 +106,14 @@ class Buckets:
         await self._store.delete(bucket.id, self._clock.now())
         self._events.publish(BUCKETS, bucket.id)
 
-    async def token(
-        self, caller: Caller | None, namespace: str, name: str, permission: Permission, base_url: str
-    ) -> CasToken:
+    async def token(self, caller: Asker, namespace: str, name: str, permission: Permission, base_url: str) -> CasToken:
         """Return a token for the bucket's content."""
         bucket = await self.get(caller, namespace, name, permission)
         return await self._content.cas_token(bucket.scope, permission, base_url)
 
     async def entries(
         self,
-        caller: Caller | None,
+        caller: Asker,
         namespace: str,
         name: str,
         prefix: str,
@@ -142,7 +138,7 @@ class Buckets:
         more = len(found) > limit
         return found[:limit], place_behind(found[limit - 1]) if more else None
 
-    async def files(self, caller: Caller | None, namespace: str, name: str, paths: Collection[str]) -> list[BucketFile]:
+    async def files(self, caller: Asker, namespace: str, name: str, paths: Collection[str]) -> list[BucketFile]:
         """Return those of these paths that are files, in the order asked for."""
         bucket = await self.get(caller, namespace, name)
         if len(paths) > _MOST_PATHS:
@@ -151,12 +147,10 @@ class Buckets:
         found = {file.path: file for file in await self._store.files(bucket.seq, wanted)} if wanted else {}
         return [found[path] for path in wanted if path in found]
 
-    async def file(self, caller: Caller | None, namespace: str, name: str, path: str) -> tuple[Bucket, BucketFile]:
+    async def file(self, caller: Asker, namespace: str, name: str, path: str) -> tuple[Bucket, BucketFile]:
         """Return a file with its bucket. Raises EntryNotFound without the file."""
-        path_exists = path_problem(path) is None
-        found = (
-            await self._store.find_file(namespace, name, path if path_exists else "") if is_bucket_name(name) else None
-        )
+        wanted = path if path_problem(path) is None else ""  # which no file has
+        found = await self._store.find_file(namespace, name, wanted) if _may_exist(namespace, name) else None
         bucket = admit(found and found[0], caller, Permission.READ, f"{namespace}/{name}")
         file = found[1] if found else None
         if file is None:

@@ -1,0 +1,93 @@
+"""The folders of all attempts with volumes on a node: found, given back, kept."""
+
+import os
+
+from runstead.node import removal, rundir
+from runstead.node.filled.folder import Folder
+from runstead.node.filled.saving import find_changes
+
+_TRASH = ".trash-"
+
+
+class Folders:
+    """Those below one data directory. What could not be saved lies apart from what jobs use."""
+
+    def __init__(self, data_dir: str) -> None:
+        self._node = os.path.join(data_dir, "node")
+        self._used = os.path.join(self._node, "volumes")
+        self._unsaved = os.path.join(self._node, "unsaved")
+
+    @property
+    def cache_path(self) -> str:
+        """Where content is that this node has already."""
+        return os.path.join(self._node, "content")
+
+    @property
+    def words_path(self) -> str:
+        """Where programs say what went wrong, for operators."""
+        return os.path.join(self._node, "volumes.log")
+
+    def open(self) -> None:
+        """Make what is missing, and finish what was begun to be removed."""
+        for path in (self._used, self._unsaved):
+            os.makedirs(path, 0o700, exist_ok=True)
+        for name in os.listdir(self._used):
+            if name.startswith(_TRASH):
+                removal.delete_tree(os.path.join(self._used, name))
+
+    def folder(self, job_id: str, attempt: int) -> Folder:
+        """Return the folder of an attempt, where it is now or shall be."""
+        name = rundir.attempt_name(job_id, attempt)
+        kept = os.path.join(self._unsaved, name)
+        return Folder(kept if os.path.isdir(kept) else os.path.join(self._used, name))
+
+    def kept_path(self, job_id: str, attempt: int) -> str:
+        """Return where the folder is kept, once it is, of which something is in no bucket."""
+        return os.path.join(self._unsaved, rundir.attempt_name(job_id, attempt))
+
+    def used(self) -> list[tuple[str, int]]:
+        """Return (job_id, attempt) of the attempts that jobs may still use."""
+        return _attempts(self._used)
+
+    def unsaved(self) -> list[tuple[str, int]]:
+        """Return (job_id, attempt) of the attempts of which something is kept."""
+        return _attempts(self._unsaved)
+
+    def release(self, job_id: str, attempt: int, *, keep_unsaved: bool) -> str | None:
+        """Remove a folder; return where it is kept instead, because something in it is in no bucket."""
+        folder = self.folder(job_id, attempt)
+        if not os.path.isdir(folder.path):
+            return None
+        if keep_unsaved and has_unsaved(folder):
+            return self._keep(folder, self.kept_path(job_id, attempt))
+        # Renamed first: a crash must not leave half a folder that looks whole.
+        name = f"{_TRASH}{os.path.basename(folder.path)}-{os.urandom(4).hex()}"
+        trash = os.path.join(self._used, name)
+        os.rename(folder.path, trash)
+        removal.delete_tree(trash)
+        return None
+
+    def _keep(self, folder: Folder, target: str) -> str:
+        for one in folder.prepared() or ():
+            if one["read_only"]:
+                removal.delete_tree(folder.files_path(one["index"]))
+        removal.delete_tree(folder.xet_path)
+        if folder.path != target:
+            os.rename(folder.path, target)
+        return target
+
+
+def has_unsaved(folder: Folder) -> bool:
+    """Say whether there is something of an attempt that has ended which is in no bucket."""
+    if folder.saved() is not None:
+        return False
+    writable = [one["index"] for one in folder.prepared() or () if not one["read_only"]]
+    return any(not find_changes(folder.files_path(i), folder.known(i)).is_empty for i in writable)
+
+
+def _attempts(path: str) -> list[tuple[str, int]]:
+    try:
+        names = sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+    return [parsed for name in names if (parsed := rundir.parse_name(name)) is not None]
