@@ -8,6 +8,7 @@ from runstead.node import syscalls
 from runstead.node.fuse import protocol
 
 DEVICE = "/dev/fuse"
+_MNT_FORCE = 1  # requests that wait fail, whoever else has the mount
 
 
 class Device:
@@ -88,7 +89,7 @@ def abort(path: str) -> None:
     """Take a mount away whatever its state; requests that wait fail. None there is no error."""
     for _ in range(8):  # mounts on top of each other, should there be any
         try:
-            syscalls.unmount(path, syscalls.MNT_DETACH)
+            syscalls.unmount(path, _MNT_FORCE | syscalls.MNT_DETACH)
         except OSError:
             return
 

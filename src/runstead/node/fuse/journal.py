@@ -48,6 +48,8 @@ class Journal:
         self._lines = 0
         self.intents: dict[str, Intent] = {}
         self._folders: dict[str, dict[str, Intent]] = {}
+        self._below: dict[str, list[int]] = {}  # per folder: how many paths below shall be something, and nothing
+        self._subfolders: dict[str, dict[str, int]] = {}  # per folder: those below with anything intended
         for intent in _read(path):
             self._number = max(self._number, intent.number)
             self._keep(intent)
@@ -65,6 +67,23 @@ class Journal:
         """Return what is intended for all that is below a folder."""
         prefix = path + "/" if path else ""
         return [intent for name, intent in self.intents.items() if name.startswith(prefix)]
+
+    def subfolders(self, path: str) -> "list[str]":
+        """Return the names of the folders in a folder that will have files."""
+        names = self._subfolders.get(path)
+        if names is None:
+            return []
+        prefix = path + "/" if path else ""
+        return [name for name in names if self._below[prefix + name][0]]
+
+    def makes_folder(self, path: str) -> bool:
+        """Whether a folder will have files that are intended."""
+        return self._below.get(path, _NONE)[0] > 0
+
+    def only_removes(self, path: str) -> bool:
+        """Whether all that is intended below a folder is that files shall be gone."""
+        made, removed = self._below.get(path, _NONE)
+        return made == 0 and removed > 0
 
     def stage(self, path: str, stage: str, *, is_open: bool) -> Intent:
         """A staged file is what the path shall have, once it is closed."""
@@ -90,6 +109,7 @@ class Journal:
         intent = self.intents.pop(path, None)
         if intent is None:
             return
+        self._count(intent, -1)
         parent, _, name = path.rpartition("/")
         folder = self._folders[parent]
         del folder[name]
@@ -112,9 +132,27 @@ class Journal:
         return intent
 
     def _keep(self, intent: Intent) -> None:
+        before = self.intents.get(intent.path)
+        if before is not None:
+            self._count(before, -1)
         self.intents[intent.path] = intent
+        self._count(intent, 1)
         parent, _, name = intent.path.rpartition("/")
         self._folders.setdefault(parent, {})[name] = intent
+
+    def _count(self, intent: Intent, change: int) -> None:
+        path, _, _ = intent.path.rpartition("/")
+        while path:
+            counts = self._below.setdefault(path, [0, 0])
+            counts[intent.is_absence] += change
+            parent, _, name = path.rpartition("/")
+            names = self._subfolders.setdefault(parent, {})
+            names[name] = names.get(name, 0) + change
+            if names[name] == 0:
+                del names[name], self._below[path]
+                if not names:
+                    del self._subfolders[parent]
+            path = parent
 
     def _write(self, record: "list[object]") -> None:
         self._lines += 1
@@ -140,6 +178,7 @@ class Journal:
 
 
 _NOTHING: "dict[str, Intent]" = {}
+_NONE = [0, 0]
 
 
 def _record(intent: Intent) -> "list[object]":

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from runstead.node.fuse import device
+from runstead.node.fuse import device, protocol
 from runstead.node.fuse.cache import Cache
 from runstead.node.fuse.carrier import Carrier
 from runstead.node.fuse.device import Device
@@ -24,29 +24,39 @@ from runstead.node.fuse.workers import Workers
 
 STATE = ".state"
 _STACK_BYTES = 1 << 19
+_WAITERS = 12  # threads per mount that wait for the store
 
 
 class VolumeMount:
     """A bucket, or a folder of one, at a path of this node."""
 
     def __init__(
-        self, path: str, hub: Hub, cache: Cache, carrier: Carrier, workers: Workers, *, read_only: bool, owner: int
+        self, path: str, hub: Hub, cache: Cache, carrier: Carrier, *, read_only: bool, owner: int, first_node: int = 2
     ) -> None:
         self.path = path
         self.read_only = read_only
         self._hub = hub
         self._carrier = carrier
-        self._workers = workers
+        self._workers = Workers("wait", _WAITERS)
         self._lock = threading.RLock()
         state = path + STATE
         os.makedirs(state, 0o700, exist_ok=True)
         self._journal = Journal(os.path.join(state, "journal"))
         staging = Staging(os.path.join(state, "staged"))
         staging.sweep({i.stage for i in self._journal.intents.values() if i.stage is not None})
-        self._tree = Tree(self._journal, read_only=read_only)
+        self._tree = Tree(self._journal, first_node, read_only=read_only)
         self._files = Files(hub, self._tree, self._journal, staging, cache, self._lock, self._wake)
         self._system = FileSystem(hub, self._tree, self._journal, staging, self._files, self._lock, owner)
-        self._uploads = Uploads(self._tree, self._journal, staging, self._files, self._lock, self._upload, hub.apply)
+        self._uploads = Uploads(
+            self._tree,
+            self._journal,
+            staging,
+            self._files,
+            self._lock,
+            self._upload,
+            hub.apply,
+            os.path.join(state, "counts"),
+        )
         self._device: Device | None = None
         self._gone = threading.Event()
 
@@ -60,6 +70,7 @@ class VolumeMount:
         if taken_over:
             found.passthrough = True
             self._files.attach(found)
+            found.notify(protocol.NOTIFY_RESEND)  # what the other daemon had taken and not answered
         operations = self._system.operations(read_only=self.read_only)
         session = Session(found, operations, self._workers.submit, self._files.attach)
         _thread("mount", lambda: self._serve(session))
@@ -67,6 +78,10 @@ class VolumeMount:
         if not self.read_only:
             self._uploads.start()
         return found
+
+    def is_alive(self) -> bool:
+        """Whether the mount is served."""
+        return not self._gone.is_set() and device.is_mounted(self.path)
 
     def recover(self) -> None:
         """Carry into the bucket what was left, with nothing mounted."""
@@ -92,7 +107,8 @@ class VolumeMount:
         device.abort(self.path)
         self._uploads.stop()
         if self._device is not None:
-            os.close(self._device.fd)
+            fd, self._device.fd = self._device.fd, -1
+            os.close(fd)
             self._device = None
         self._journal.close()
 

@@ -72,11 +72,11 @@ class Node:
 class Tree:
     """All nodes."""
 
-    def __init__(self, journal: Journal, *, read_only: bool) -> None:
+    def __init__(self, journal: Journal, first_node: int, *, read_only: bool) -> None:
         self._journal = journal
         self._folder_mode = READ_ONLY_FOLDER_MODE if read_only else FOLDER_MODE
         self._file_mode = READ_ONLY_FILE_MODE if read_only else FILE_MODE
-        self._next = 2
+        self._next = first_node
         self.root = Node(1, None, "", is_folder=True, mode=self._folder_mode)
         self.root.kept = True
         self.root.lookups = 1
@@ -133,7 +133,7 @@ class Tree:
         folder.listed_at = time.monotonic()
         path = self.path(folder)
         for name in [n for n in self._hidden if n.rpartition("/")[0] == path]:
-            if name.rpartition("/")[2] not in listing or not self._journal.below(name):
+            if name.rpartition("/")[2] not in listing or not self._journal.only_removes(name):
                 self._hidden.discard(name)
         if self._listed > _MOST_LISTED:
             self._drop_listings(folder)
@@ -210,7 +210,11 @@ class Tree:
             return node
         intent = self._journal.folder(self.path(folder)).get(name) if self._journal.intents else None
         if intent is None or intent.is_absence:
-            return None
+            if not self._journal.intents or not self._journal.makes_folder(self.child_path(folder, name)):
+                return None
+            if node is None or not node.is_folder:
+                node = self._replace(folder, name, node, is_folder=True)
+            return node
         if node is None or node.is_folder or (node.stage, node.content) != (intent.stage, intent.content):
             node = self._replace(folder, name, node)
             self._fill(node, intent)
@@ -228,7 +232,7 @@ class Tree:
             return None
         content = folder.listing[name]
         if content is None:
-            if self._hidden and self.child_path(folder, name) in self._hidden:
+            if self._is_hidden(self.child_path(folder, name)):
                 return None
             if node is None or not node.is_folder:
                 node = self._replace(folder, name, node, is_folder=True)
@@ -248,10 +252,11 @@ class Tree:
         """Return all names of a folder, and whether each is a folder; its listing is fresh."""
         path = self.path(folder)
         found = {name: content is None for name, content in folder.listing.items()}
-        for name in self._hidden:
-            parent, _, last = name.rpartition("/")
-            if parent == path and found.get(last):
-                del found[last]
+        if self._hidden or self._journal.intents:
+            prefix = path + "/" if path else ""
+            for name in [n for n, is_folder in found.items() if is_folder and self._is_hidden(prefix + n)]:
+                del found[name]
+            found.update(dict.fromkeys(self._journal.subfolders(path), True))
         for name, intent in self._journal.folder(path).items():
             if not intent.is_absence:
                 found[name] = False
@@ -285,6 +290,10 @@ class Tree:
         node.orphan = True
         node.kept = False
         self.drop_unused(node)
+
+    def _is_hidden(self, path: str) -> bool:
+        """Whether a folder that the store lists is none any more, once it has done what is intended."""
+        return path in self._hidden or self._journal.only_removes(path)
 
     def hide(self, path: str) -> None:
         """A folder was removed or renamed here, and the store does not know yet."""

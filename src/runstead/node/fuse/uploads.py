@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from runstead.node import rundir
 from runstead.node.fuse.files import Files
 from runstead.node.fuse.journal import Intent, Journal
 from runstead.node.fuse.source import EMPTY, Change, Content
@@ -46,7 +47,9 @@ class Uploads:
         lock: "threading.RLock",
         upload: Upload,
         apply: Apply,
+        counts: str,
     ) -> None:
+        """`counts` is a file in which the number of files and bytes is kept, for whoever goes on after us."""
         self._tree = tree
         self._journal = journal
         self._staging = staging
@@ -58,8 +61,10 @@ class Uploads:
         self._stopped = False
         self._failure: str | None = None
         self._urgent = False
-        self._count = 0
-        self._bytes = 0
+        self._counts = counts
+        known = rundir.read_json(counts) or {}
+        self._count = int(known.get("files", 0))
+        self._bytes = int(known.get("bytes", 0))
         self._moved = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -198,6 +203,10 @@ class Uploads:
         if not changes:
             return
         refused = dict(self._apply(changes))
+        done = [content for intent, content in current if content is not None and intent.path not in refused]
+        self._count += len(done)
+        self._bytes += sum(content.size for content in done)
+        rundir.write_json(self._counts, {"files": self._count, "bytes": self._bytes})
         with self._lock:
             for intent, content in current:
                 reason = refused.get(intent.path)
@@ -205,9 +214,6 @@ class Uploads:
                     intent.failure = f"{intent.path}: {reason}"
                     continue
                 self._tree.settled(intent.path, content)
-                if content is not None:
-                    self._count += 1
-                    self._bytes += content.size
                 if self._journal.get(intent.path) is intent:
                     self._journal.forget(intent.path)
                     if intent.stage is not None and content is not None:
