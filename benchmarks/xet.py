@@ -2,8 +2,9 @@
 
     python benchmarks/xet.py [--mb 1000] [--rounds 3] [--only upload,download,small,plain,s3]
 
-Peers: a stub that accepts everything and stores nothing (`xet_stub.py`), and an S3 server (moto's) with S3's own
-client. Prints medians and, where there is a peer, the ratio. Client and server share this machine.
+Peers: a stub that writes bytes down, unchecked (`xet_stub.py`), the same dropping them ("sink"), and an S3 server
+(moto's) with S3's own client. Prints medians and, where there is a peer, the ratio. Client and server share this
+machine.
 """
 
 import argparse
@@ -65,7 +66,14 @@ def ours(folder: Path) -> Iterator[Peer]:
 
 
 @contextmanager
-def stub(_: Path) -> Iterator[Peer]:
+def stub(folder: Path) -> Iterator[Peer]:
+    program = str(ROOT / "benchmarks" / "xet_stub.py")
+    with running([sys.executable, program, tempfile.mkdtemp(dir=folder)]) as peer:
+        yield peer
+
+
+@contextmanager
+def sink(_: Path) -> Iterator[Peer]:
     with running([sys.executable, str(ROOT / "benchmarks" / "xet_stub.py")]) as peer:
         yield peer
 
@@ -131,7 +139,7 @@ def upload(folder: Path, mb: int, rounds: int) -> None:
     seen: dict[str, list[float]] = {}
     for number in range(rounds):
         path = random_file(folder / "random", mb)
-        for name, make in (("ours", ours), ("stub", stub)):
+        for name, make in (("ours", ours), ("stub", stub), ("sink", sink)):
             with make(folder) as peer:
                 began = peer.cpu()
                 said, client = drive("upload", peer.url, folder / f"home-{name}-{number}", str(path))
@@ -149,6 +157,7 @@ def upload(folder: Path, mb: int, rounds: int) -> None:
             clean(folder)
     report(seen)
     ratio("upload rate, ours / stub", seen["ours MB/s"], seen["stub MB/s"])
+    ratio("upload rate, ours / sink", seen["ours MB/s"], seen["sink MB/s"])
     ratio("CPU, our server / the client", seen["ours server CPU s/GB"], seen["ours client CPU s/GB"])
 
 

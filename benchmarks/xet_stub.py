@@ -1,31 +1,36 @@
-"""A content store that believes everything and forgets it: the fastest peer a client can meet, for `xet.py`.
+"""A content store that believes everything: the fastest peer a client can meet, for `xet.py`.
 
-Speaks just enough of the protocol for `hf_xet` to upload: bodies are read into one buffer and dropped.
+Speaks just enough of the protocol for `hf_xet` to upload. Bodies go into files as they come, unchecked and not made
+durable; without a directory they are dropped.
 
-    python benchmarks/xet_stub.py    prints `ready PORT`
+    python benchmarks/xet_stub.py [DIRECTORY]    prints `ready PORT`
 """
 
+import itertools
 import json
 import re
 import socket
 import sys
 import threading
+from pathlib import Path
 
+NUMBERS = itertools.count()
 GRANT = re.compile(rb"POST /cas/v1/xorb-grants/[^/]+/([0-9a-f]+)")
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
 def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     port = listener.getsockname()[1]
     print(f"ready {port}", flush=True)
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=serve, args=(connection, port), daemon=True).start()
+        threading.Thread(target=serve, args=(connection, port, folder), daemon=True).start()
 
 
-def serve(connection: socket.socket, port: int) -> None:
-    buffer = memoryview(bytearray(1 << 20))
+def serve(connection: socket.socket, port: int, folder: Path | None) -> None:
+    buffer = memoryview(bytearray(1 << 18))
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         waiting = b""
@@ -38,13 +43,21 @@ def serve(connection: socket.socket, port: int) -> None:
             head, _, body = waiting.partition(b"\r\n\r\n")
             found = LENGTH.search(head)
             left = int(found[1]) if found else 0
-            waiting = body[left:]
-            left -= min(left, len(body))
+            waiting, body = body[left:], body[:left]
+            left -= len(body)
+            keep = folder is not None and head.startswith(b"PUT")
+            file = (folder / str(next(NUMBERS))).open("wb", 0) if keep and folder else None
+            if file:
+                file.write(body)
             while left:
                 count = connection.recv_into(buffer, min(left, len(buffer)))
                 if not count:
                     return
                 left -= count
+                if file:
+                    file.write(buffer[:count])
+            if file:
+                file.close()
             connection.sendall(answer(head, port))
 
 

@@ -18,7 +18,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 EXTENSION = "runstead.direct_body"
-_BUFFER_BYTES = 256 * 1024
+_BUFFER_BYTES = 512 * 1024
 """Small enough that what is received is still in the processor's cache when it is hashed and written."""
 _LOOK_UP_MILLISECONDS = 1000
 _PATIENCE_SECONDS = 120
