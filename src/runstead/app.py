@@ -54,6 +54,7 @@ from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.reconcile import LEASE, Reconcile
+from runstead.services.recovery import Recovery
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
 from runstead.services.volumes import MountRequests, VolumeRules, Volumes
@@ -72,6 +73,8 @@ from runstead.web.routes import with_pages
 log = structlog.get_logger()
 
 _BACKLOG = 2048
+# In the data directory: where the programs beside jobs reach the server that runs, or ran last.
+_URL_FILE = "server.url"
 _SWITCH_SECONDS = 0.0005
 _STOP_JOBS_SECONDS = 20.0
 
@@ -163,6 +166,25 @@ async def open_storage(settings: Settings) -> AsyncGenerator[Storage]:
 def _roots(database: Database) -> list[FileRoots]:
     """Return all that refers to stored content: what is missing here is garbage."""
     return [BucketRoots(SqlBucketLog(database))]
+
+
+@asynccontextmanager
+async def open_recovery(settings: Settings) -> AsyncGenerator[Recovery]:
+    """Open what jobs of a running server wrote and could not be saved. Raises Unavailable when it does not run."""
+    data_dir = settings.server.data_dir
+    try:
+        endpoint = (data_dir / _URL_FILE).read_text(encoding="utf-8")
+    except OSError as error:
+        raise Unavailable(f"no server has run on this data directory; start it first: {data_dir}") from error
+    database = await open_database(settings.database_url)
+    try:
+        clock, store = SystemClock(), SqlJobStore(database)
+        tokens = MountTokens(load_key(data_dir / "secret.key"), store, clock)
+        requests = MountRequests(store, SqlBucketStore(database), tokens, clock, endpoint, recovery=True)
+        provider = build_volumes(settings, requests, private_ids=False)
+        yield Recovery(store, provider, settings.jobs.flush_seconds)
+    finally:
+        await database.close()
 
 
 def build_executor(settings: Settings, wake: Callable[[str, str], None], port: int | None = None) -> Executor:
@@ -259,6 +281,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
                 backlog=_BACKLOG,
             )
         )
+        (settings.server.data_dir / _URL_FILE).write_text(_node_endpoint(settings, port), encoding="utf-8")
         serving = asyncio.create_task(_run_http(http, listeners))
         duties = [asyncio.create_task(duty) for duty in server.duties()]
         try:

@@ -22,6 +22,7 @@ COMMANDS = {
     "org": "runstead.cli.org",
     "token": "runstead.cli.token",
     "bucket": "runstead.cli.bucket",
+    "job": "runstead.cli.job",
     "gc": "runstead.cli.gc",
     "fsck": "runstead.cli.fsck",
     "config": "runstead.cli.config",

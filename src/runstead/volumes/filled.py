@@ -80,6 +80,8 @@ class FilledVolumes(VolumeProvider):
     async def flush(self, job_id: str, attempt: int, within_seconds: float) -> Flushed:
         """See VolumeProvider."""
         folder = self._folders.folder(job_id, attempt)
+        if not await asyncio.to_thread(Path(folder.path).is_dir):
+            raise NotFound(f"nothing of this attempt is on this machine: {job_id}-{attempt}")
         saved = await asyncio.to_thread(folder.saved)
         if saved is None:
             try:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -15,12 +15,14 @@ from runstead.events.local import LocalEventBus
 from runstead.executors.interface import Capabilities, Executor
 from runstead.kit.clock import SystemClock
 from runstead.logs.files import FileLogStore
-from runstead.model.accounts import Caller, Token, TokenRole, User
-from runstead.model.errors import BackendFailure, Invalid, RunsteadError, Unavailable
+from runstead.logs.interface import START
+from runstead.model.accounts import Caller, Namespace, NamespaceKind, Token, TokenRole, User
+from runstead.model.buckets import Bucket
+from runstead.model.errors import BackendFailure, Invalid, NotFound, RunsteadError, Unavailable
 from runstead.model.hardware import Machine
 from runstead.model.jobs import FailureClass, Job, JobSpec, Phase, Stage
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation, Usage
-from runstead.model.volumes import Flushed, Mount, MountRequest
+from runstead.model.volumes import Flushed, Mount, MountRequest, Volume, VolumeKind
 from runstead.services.admission import AdmissionRounds
 from runstead.services.buckets.buckets import Buckets
 from runstead.services.content.content import Content
@@ -55,7 +57,9 @@ class FakeExecutor(Executor):
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def open(self) -> Capabilities:
-        return Capabilities("fake", "fake@here", False, True, False, None, MACHINE, ("{image} is not used",))
+        return Capabilities(
+            "fake", "fake@here", False, True, False, None, MACHINE, ("{image} is not used",), volumes=True
+        )
 
     async def close(self) -> None: ...
 
@@ -99,7 +103,7 @@ class FakeVolumes(VolumeProvider):
 
     prepare_errors: list[RunsteadError] = field(default_factory=list)
     flush_errors: list[RunsteadError] = field(default_factory=list)
-    flushed: Flushed = Flushed(0, 0)
+    flushed: Flushed = field(default_factory=lambda: Flushed(0, 0))
     done: list[tuple[str, str, int]] = field(default_factory=list)
     held: set[tuple[str, int]] = field(default_factory=set)
     may_prepare: asyncio.Event = field(default_factory=asyncio.Event)
@@ -145,6 +149,16 @@ class House:
     logs: FileLogStore
     events: LocalEventBus
     jobs: Jobs
+    volumes: FakeVolumes
+
+    async def with_volume(self, *, attempts: int = 1, read_only: bool = False) -> Job:
+        """Submit a job with a volume."""
+        volume = Volume(VolumeKind.BUCKET, "alice/outputs", "/out", read_only=read_only)
+        spec = replace(SPEC, volumes=(volume,), attempts=attempts)
+        return await self.jobs.submit(ALICE, "alice", spec, {})
+
+    async def messages(self, job_id: str) -> list[str | None]:
+        return [entry.message for entry in await self.store.history(job_id)]
 
     async def until(self, job_id: str, wanted: Phase | Stage, attempt: int = 1) -> Job:
         with self.events.subscribe(JOBS, job_id) as changed:
@@ -163,7 +177,7 @@ class House:
 
 @asynccontextmanager
 async def open_house(
-    path: Path, executor: FakeExecutor | None = None, process: str = "1", provider: VolumeProvider | None = None
+    path: Path, executor: FakeExecutor | None = None, process: str = "1", provider: "FakeVolumes | None" = None
 ) -> AsyncGenerator[House]:
     executor = executor or FakeExecutor()
     capabilities = await executor.open()
@@ -176,14 +190,18 @@ async def open_house(
     buckets = SqlBucketStore(database)
     tokens = MountTokens(b"k" * 32, store, clock)
     requests = MountRequests(store, buckets, tokens, clock, "http://here")
-    volumes = Volumes(provider or FakeVolumes(), requests, buckets, 5.0)
+    provider = provider or FakeVolumes()
+    volumes = Volumes(provider, requests, buckets, 5.0)
+    owner_of = Namespace(USER.id, USER.name, NamespaceKind.USER)
+    if await buckets.find("alice", "outputs") is None:
+        await buckets.add(Bucket(0, "c" * 24, owner_of, "outputs", False, NOW, NOW))
     reconcile = Reconcile(store, executor, "fake@here", logs, launching, events, clock, owner, 0.2, 1.0, volumes)
     admission = AdmissionRounds(store, hardware, events, clock, "fake@here", owner, LEASE, 0.2, reconcile.take)
     rules = VolumeRules(Buckets(buckets, cast(Content, None), events, clock), buckets, capabilities)
     jobs = Jobs(store, hardware, secrets, admission, events, clock, JobLimits(1800, None), rules)
     duties = [asyncio.create_task(reconcile.run()), asyncio.create_task(admission.run())]
     try:
-        yield House(executor, store, logs, events, jobs)
+        yield House(executor, store, logs, events, jobs, provider)
     finally:
         for duty in duties:
             duty.cancel()
@@ -326,3 +344,131 @@ async def test_canceling_when_the_handle_was_never_saved_still_removes_the_attem
         house.events.publish(WORK, job.id)
         await house.until(job.id, Phase.DONE)
         assert (job.id, 1) in executor.removed
+
+
+async def test_volumes_are_prepared_before_the_start_saved_after_the_end_and_given_back(house: House) -> None:
+    house.volumes.flushed = Flushed(3, 1234, ("'link' is not saved",))
+    job = await house.with_volume()
+    (launch,) = house.executor.launches
+    assert launch.mounts == (Mount(Path("/node/0"), "/out", False),)
+    house.end(job)
+    done = await house.until(job.id, Phase.DONE)
+    assert done.message == "saved 3 files (1,234 bytes) to alice/outputs"
+    assert done.stage is Stage.COMPLETED
+    assert [what for what, _, _ in house.volumes.done] == ["prepare", "flush", "release"]
+    assert house.volumes.held == set()
+    block = await house.logs.read(job.id, START, 10_000)
+    assert b"runstead: 'link' is not saved" in block.lines
+
+
+async def test_while_files_are_saved_the_job_runs_and_says_so(house: House) -> None:
+    house.volumes.may_flush.clear()
+    job = await house.with_volume()
+    house.end(job)
+    async with asyncio.timeout(5):
+        while ("flush", job.id, 1) not in house.volumes.done:
+            await asyncio.sleep(0.01)
+    now = await house.store.get(job.id)
+    assert now is not None
+    assert now.stage is Stage.RUNNING
+    assert now.message == "the command has ended; saving what it wrote to alice/outputs"
+    house.volumes.may_flush.set()
+    assert (await house.until(job.id, Phase.DONE)).stage is Stage.COMPLETED
+
+
+async def test_a_read_only_volume_is_not_saved(house: House) -> None:
+    job = await house.with_volume(read_only=True)
+    house.end(job)
+    await house.until(job.id, Phase.DONE)
+    assert [what for what, _, _ in house.volumes.done] == ["prepare", "release"]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+async def test_what_could_not_be_saved_is_class_volume_however_the_command_ended(house: House, code: int) -> None:
+    house.volumes.flush_errors = [Unavailable("the store is away; what is missing is kept in /somewhere")]
+    job = await house.with_volume(attempts=3)
+    house.end(job, code=code)
+    done = await house.until(job.id, Phase.DONE)
+    assert (done.stage, done.failure_class, done.attempt) == (Stage.ERROR, FailureClass.VOLUME, 1)
+    assert str(done.message).startswith("volume: what the job wrote is not all in alice/outputs: the store is away")
+    assert "/somewhere" in str(done.message)
+    assert f"`runstead job recover {job.id}`" in str(done.message)
+
+
+async def test_a_failed_command_saves_and_keeps_its_class(house: House) -> None:
+    house.volumes.flushed = Flushed(1, 5)
+    job = await house.with_volume()
+    house.end(job, code=3)
+    done = await house.until(job.id, Phase.DONE)
+    assert (done.failure_class, done.exit_code) == (FailureClass.USER, 3)
+    assert done.message == "user: the command exited with code 3; saved 1 file (5 bytes) to alice/outputs"
+
+
+async def test_a_canceled_job_saves_as_well(house: House) -> None:
+    job = await house.with_volume()
+    await house.jobs.cancel(ALICE, "alice", job.id)
+    done = await house.until(job.id, Phase.DONE)
+    assert done.stage is Stage.CANCELED
+    assert ("flush", job.id, 1) in house.volumes.done
+
+
+async def test_an_attempt_is_saved_before_the_next_begins(house: House) -> None:
+    job = await house.with_volume(attempts=2)
+    house.end(job, code=1)
+    again = await house.until(job.id, Stage.RUNNING, attempt=2)
+    assert house.volumes.done.index(("flush", job.id, 1)) < house.volumes.done.index(("prepare", job.id, 2))
+    house.end(again)
+    await house.until(job.id, Phase.DONE)
+    assert house.volumes.held == set()
+
+
+async def test_what_is_lost_is_removed_before_it_is_saved(house: House) -> None:
+    job = await house.with_volume()
+    house.executor.attempts.clear()
+    house.events.publish(WORK, job.id)
+    done = await house.until(job.id, Phase.DONE)
+    assert done.failure_class is FailureClass.INFRA
+    assert ("flush", job.id, 1) in house.volumes.done
+    assert house.executor.removed[0] == (job.id, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "prepared"),
+    [(NotFound("the bucket was deleted"), 1), (BackendFailure("damaged"), 1), (Unavailable("away"), 5)],
+)
+async def test_a_volume_that_cannot_be_had_fails_the_job_with_class_volume(
+    house: House, error: RunsteadError, prepared: int
+) -> None:
+    house.volumes.prepare_errors = [error] * 9
+    job = await house.with_volume()
+    done = await house.until(job.id, Phase.DONE)
+    assert (done.stage, done.failure_class) == (Stage.ERROR, FailureClass.VOLUME)
+    assert error.message in str(done.message)
+    assert 9 - len(house.volumes.prepare_errors) == prepared
+    assert house.executor.launches == []
+
+
+async def test_a_job_can_be_canceled_while_its_volumes_are_prepared(house: House) -> None:
+    house.volumes.may_prepare.clear()
+    job = await house.with_volume()
+    await house.jobs.cancel(ALICE, "alice", job.id)
+    done = await house.until(job.id, Phase.DONE)
+    assert done.stage is Stage.CANCELED
+    assert house.executor.launches == []
+
+
+async def test_a_new_process_goes_on_with_saving(tmp_path: Path) -> None:
+    executor, volumes = FakeExecutor(), FakeVolumes()
+    volumes.may_flush.clear()
+    async with open_house(tmp_path, executor, provider=volumes) as house:
+        job = await house.with_volume()
+        house.end(job)
+        async with asyncio.timeout(5):
+            while ("flush", job.id, 1) not in volumes.done:
+                await asyncio.sleep(0.01)
+    volumes.may_flush.set()
+    volumes.held.add(("f" * 24, 1))  # nobody's
+    async with open_house(tmp_path, executor, process="2", provider=volumes) as house:
+        done = await house.until(job.id, Phase.DONE)
+        assert done.stage is Stage.COMPLETED
+        assert volumes.held == set()

@@ -72,9 +72,15 @@ class Folder:
         found = rundir.read_json(os.path.join(self.path, _PREPARED))
         return None if found is None else found["volumes"]
 
-    def set_prepared(self, volumes: Iterable[Mapping[str, Any]]) -> None:
-        """Note that all volumes are complete."""
-        rundir.write_json(os.path.join(self.path, _PREPARED), {"volumes": list(volumes)}, durable=True)
+    def set_prepared(self, volumes: Iterable[Mapping[str, Any]], notes: Iterable[str]) -> None:
+        """Note that all volumes are complete, but for what the notes say."""
+        found = {"volumes": list(volumes), "notes": list(notes)}
+        rundir.write_json(os.path.join(self.path, _PREPARED), found, durable=True)
+
+    def prepared_notes(self) -> list[str]:
+        """Return what of the volumes could not be shown."""
+        found = rundir.read_json(os.path.join(self.path, _PREPARED))
+        return [] if found is None else found["notes"]
 
     def saved(self) -> dict[str, Any] | None:
         """Return what was saved; None as long as there may be something that is not."""

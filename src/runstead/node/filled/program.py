@@ -56,9 +56,8 @@ def _prepare(order: dict[str, Any], folder: Folder, pulse: Pulse) -> dict[str, A
             removal.delete_tree(folder.files_path(task.index))
             notes += filling.fill(task, _hub(one))
         cache.trim()
-        folder.set_prepared(
-            [{name: one[name] for name in ("index", "target", "read_only")} for one in order["volumes"]]
-        )
+        volumes = [{name: one[name] for name in ("index", "target", "read_only")} for one in order["volumes"]]
+        folder.set_prepared(volumes, notes)
     return {"ok": True, "files": 0, "bytes": 0, "notes": []}
 
 
@@ -77,7 +76,7 @@ def _flush(order: dict[str, Any], folder: Folder, pulse: Pulse) -> dict[str, Any
         pulse.beat()
 
     saving = Saving(folder, Transfer(pulse), count)
-    notes: list[str] = []
+    notes = folder.prepared_notes()
     for one in order["volumes"]:
         if not one["read_only"]:
             notes += _patiently(lambda one=one: saving.save(one["index"], one["path"], _hub(one)), pulse)
