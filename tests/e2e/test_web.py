@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,24 @@ def test_a_session_ends_with_its_token(server: Server, stranger: Visitor) -> Non
     server.run("token", "revoke", "for-a-browser")
     assert stranger.get(f"/jobs/{server.owner}").status == 303
     assert stranger.get(f"/jobs/{server.owner}/{'0' * 24}/log/lines").status == 401
+
+
+def test_what_a_session_has_open_ends_with_its_token(server: Server, api: Api, stranger: Visitor) -> None:
+    found = re.search(r"hf_\w+", server.run("token", "add", server.owner, "--name", "watching").stdout)
+    assert found is not None
+    stranger.sign_in(found.group())
+    job = api.submit("sleep", "100")["id"]
+    path = f"/jobs/{server.owner}/{job}/metrics/events"
+    connection = api.connect()
+    connection.request("GET", path, headers={"Cookie": stranger.cookie})
+    response = connection.getresponse()
+    assert response.status == 200
+    server.run("token", "revoke", "watching")
+    began = time.monotonic()
+    assert b"event: end" not in response.read()
+    assert time.monotonic() - began < 20
+    connection.close()
+    assert api.cancel(job)
 
 
 def test_a_changed_cookie_is_no_session(visitor: Visitor) -> None:
