@@ -1,6 +1,7 @@
 """What every BucketStore and BucketLog promises, on SQLite and on PostgreSQL."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,16 +10,20 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Delete, Select, Update
 
 from runstead.model.accounts import Namespace, NamespaceKind, User
 from runstead.model.buckets import Bucket, BucketFile, Folder, NewFile, Op, place_behind
 from runstead.model.errors import Conflict, NotFound
 from runstead.model.ids import new_id
+from runstead.stores import bucket_log as log_statements
+from runstead.stores import buckets as bucket_statements
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
 from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.database import Database
 from runstead.stores.opening import open_database
+from runstead.stores.sqlite import dialect as sqlite_dialect
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 891011, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -323,6 +328,27 @@ async def test_levels_are_what_a_look_at_all_paths_would_find(
             if entry not in expected:
                 expected.append(entry)
         assert await walk(store, bucket, top, limit, level=True) == expected
+
+
+async def test_every_statement_on_files_goes_by_the_key(tmp_path: Path) -> None:
+    """What a million files show and ten do not: no step looks at all files of a bucket."""
+    path = tmp_path / "runstead.db"
+    await (await open_database(f"sqlite:///{path}")).close()
+    statements = {
+        name: value
+        for module in (bucket_statements, log_statements)
+        for name, value in vars(module).items()
+        if isinstance(value, Select | Update | Delete)
+    }
+    assert {"_FILES", "_TREE", "_LEVEL", "_NAMED_WITH_FILE", "_REMOVE", "_BATCHES"} <= statements.keys()
+    with sqlite3.connect(path) as connection:
+        for name, statement in statements.items():
+            sql = str(statement.compile(dialect=sqlite_dialect()))
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", [None] * sql.count("?"))]
+            for step in plan:
+                if "bucket_files" in step and name not in ("_HASHES", "_FILES_FROM", "_EMPTY"):
+                    assert "bucket=? AND path" in step, (name, plan)
+                assert not step.startswith("SCAN bucket"), (name, plan)
 
 
 # Log

@@ -4,17 +4,17 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Integer, Text, bindparam
+from sqlalchemy import ColumnElement, Integer, Text, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 
-class _OneOf(FunctionElement[bool]):
+class _OneOf(FunctionElement[Any]):
     """Whether a column has one of the texts in a JSON array."""
 
     name = "one_of"
-    type = Boolean()
+    type = Integer()  # as a Boolean it would become `... = 1` for SQLite, which then uses no index
     inherit_cache = True
 
 
