@@ -4,7 +4,8 @@
 
 PLAN is a file that tests write at any time: `before 3` or `after 3` means that the process is killed, as by a power
 cut, right before or right after the third commit from now on. No file, no fault. As a library, `QuickServer` is a
-server whose starts cost a fork of a warm process instead of an interpreter with all imports.
+server, and `run_quickly` a command, whose start costs a fork of a warm process instead of an interpreter with all
+imports.
 """
 
 import json
@@ -13,14 +14,16 @@ import os
 import signal
 import sqlite3
 import sys
+import tempfile
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from clients import Server, eventually
 
-_WARM = ["runstead.app", "runstead.cli.main", "runstead.cli.serve", "uvloop", "alembic.command"]
+_WARM = ["runstead.app", "runstead.cli.main", "runstead.cli.serve", "runstead.cli.accounts", "uvloop"]
 
 
 class Plan:
@@ -74,6 +77,45 @@ def main(plan: str, *words: str) -> None:
     run()
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_quickly(server: Server, *words: str, check: bool = True) -> Done:
+    """Run a `runstead` command on a server's data directory, as `Server.run` does."""
+    context = _context()
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = context.Process(
+            target=_command, args=(str(out), str(err), [*words, "--data-dir", str(server.data_dir)])
+        )
+        process.start()
+        process.join(60)
+        assert process.exitcode is not None, f"runstead {' '.join(words)} does not end"
+        done = Done(process.exitcode, out.read_text(), err.read_text())
+    assert not check or done.returncode == 0, done
+    return done
+
+
+def _command(out: str, err: str, words: list[str]) -> None:
+    for number, path in ((1, out), (2, err)):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(fd, number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    main("/nonexistent", *words)
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_WARM)
+    return context
+
+
 def serve(plan: str, log: str, ready: str, words: list[str]) -> None:
     """Be a server, in a process that was forked for it."""
     os.setsid()
@@ -105,12 +147,10 @@ class QuickServer(Server):
 
     def begin(self) -> bool:
         """Start the server; False when it died on the way."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_WARM)
         ready = self.data_dir.with_name(self.data_dir.name + ".ready")
         ready.unlink(missing_ok=True)
         words = ["--port", str(self.port), "--data-dir", str(self.data_dir), *self.flags]
-        self.worker = context.Process(target=serve, args=(str(self.plan), str(self.log), str(ready), words))
+        self.worker = _context().Process(target=serve, args=(str(self.plan), str(self.log), str(ready), words))
         self.worker.start()
 
         def said() -> str:

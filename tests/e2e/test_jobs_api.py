@@ -12,6 +12,7 @@ import pytest
 
 from calls import Api
 from clients import VERSIONS, Client, Server, eventually, make_client
+from faults import run_quickly
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 STAGE = "getattr(j.status.stage, 'value', j.status.stage)"
@@ -286,8 +287,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def org(server: Server) -> str:
-    server.run("org", "add", "the-org")
-    server.run("org", "add-member", "the-org", server.owner, "--role", "admin")
+    run_quickly(server, "org", "add", "the-org")
+    run_quickly(server, "org", "add-member", "the-org", server.owner, "--role", "admin")
     return "the-org"
 
 

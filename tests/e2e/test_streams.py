@@ -216,7 +216,7 @@ def test_metrics_of_a_job_that_does_not_run_are_refused_with_406(api: Api) -> No
 
 
 def test_metrics_come_at_once_and_every_second_and_end_with_the_job(api: Api) -> None:
-    job_id = api.shell("echo up; end=$(($(date +%s)+2)); while [ $(date +%s) -lt $end ]; do :; done")["id"]
+    job_id = api.shell("echo up; end=$(($(date +%s)+4)); while [ $(date +%s) -lt $end ]; do :; done")["id"]
     until(api, job_id, "up") if api.stage(job_id) != "RUNNING" else None
     began = time.monotonic()
     seen: list[tuple[float, dict[str, Any]]] = []
