@@ -17,11 +17,25 @@ FILES_AT_ONCE = 500
 hf_xet: Any = _hf_xet  # it says nothing about its types
 
 
+# It tries again a little; when to give up is decided by who knows how much time there is. And its buffers are made
+# for one transfer on a large machine, not for several beside jobs.
+_CONFIG = {
+    "client.retry_max_attempts": 3,
+    "client.retry_base_delay": "500ms",
+    "client.retry_max_duration": "20s",
+    "client.read_timeout": "60s",
+    "reconstruction.download_buffer_size": 256_000_000,
+    "reconstruction.download_buffer_limit": 512_000_000,
+    "reconstruction.download_buffer_perfile_size": 64_000_000,
+    "reconstruction.min_prefetch_buffer": 128_000_000,
+}
+
+
 class Transfer:
     """Moves content. Errors: Unavailable, because what hf_xet reports does not tell what would pass."""
 
     def __init__(self, pulse: Pulse) -> None:
-        self._session = hf_xet.XetSession()
+        self._session = hf_xet.XetSession(hf_xet.XetConfig().with_config(_CONFIG))
         self._pulse = pulse
         self._moved = -1
 
