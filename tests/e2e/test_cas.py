@@ -549,3 +549,21 @@ class TestMany:
         status = Path(f"/proc/{own_store.process.pid}/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
         assert peak < 300_000, f"{peak} kB"
+
+
+def test_the_largest_shards_need_little_memory(own_store: CasServer) -> None:
+    import struct
+
+    cas = Cas(own_store.url)
+    top = (VECTORS / "shards" / "01_batch.shard").read_bytes()[:48]
+    end = (b"\xff" * 32 + bytes(16)) * 2
+    one = struct.Struct("<32sII8x32s4xIII32s16x")
+    files = b"".join(one.pack(os.urandom(32), 1 << 31, 1, os.urandom(32), 9, 0, 1, bytes(32)) for _ in range(460_000))
+    empty = struct.pack("<32sII8x", bytes(32), 1 << 31, 0) * 1_390_000
+    for body in (top + files + end, top + empty + end, os.urandom(1 << 26), top + bytes((1 << 26) - 48)):
+        assert len(body) <= 1 << 26
+        assert cas.upload_shard(body)["type"] == "error"
+    assert own_store.process is not None
+    status = Path(f"/proc/{own_store.process.pid}/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    assert peak < 300_000, f"{peak} kB"

@@ -85,18 +85,16 @@ class Exchange:
             if taken is not None and isinstance(protocol, BodyProtocol):
                 protocol.give_back(taken)
 
-    async def whole_body(self, limit_bytes: int) -> bytes:
+    async def whole_body(self, limit_bytes: int) -> bytearray:
         """Return the body. Raises TooLarge once it is larger than that."""
         if (self.content_length or 0) > limit_bytes:
             raise TooLarge(f"the body of this request is larger than {limit_bytes} bytes")
-        parts: list[bytes] = []
-        size = 0
+        whole = bytearray()
         async for data in self.body():
-            size += len(data)
-            if size > limit_bytes:
+            if len(whole) + len(data) > limit_bytes:
                 raise TooLarge(f"the body of this request is larger than {limit_bytes} bytes")
-            parts.append(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            whole += data
+        return whole
 
     async def json(self, limit_bytes: int) -> Any:
         """Return the body read as JSON. Raises Invalid."""

@@ -17,6 +17,8 @@ from runstead.xet.terms import RECORD_BYTES, Terms
 from runstead.xet.xorb_layout import MAX_XORB_CHUNKS, XorbFacts
 
 MAX_SHARD_BYTES = 64 * 1024 * 1024
+MAX_SHARD_FILES = 200_000
+"""Clients send a thousand or so. Read, an entry takes several times the memory it has in a shard."""
 
 _TAG = bytes.fromhex("48465265706f4d6574614461746100556967456a7b815783a5bdd95ccdd14aa9")
 _VERSION = 2
@@ -116,7 +118,7 @@ def read_shard(data: Buffer) -> Shard:
     """
     if len(data) > MAX_SHARD_BYTES:
         raise InvalidShard(f"a shard has at most {MAX_SHARD_BYTES} bytes, this one {len(data)}")
-    reader = _Reader(bytes(data))
+    reader = _Reader(memoryview(data))
     footer_size = reader.header()
     files = reader.files()
     xorbs_start = reader.offset
@@ -145,7 +147,7 @@ def write_shard(shard: Shard) -> bytes:
 class _Reader:
     """Goes through a shard from front to back and says where it went wrong."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: memoryview) -> None:
         self.data = data
         self.offset = 0
 
@@ -166,6 +168,8 @@ class _Reader:
             file_hash, flags, count = _FILE.unpack(self.take(_FILE.size, what))
             if file_hash == _END_MARK:
                 return files
+            if len(files) == MAX_SHARD_FILES:
+                raise InvalidShard(f"a shard has at most {MAX_SHARD_FILES} files, this one more")
             if flags & ~(_HAS_RANGE_HASHES | _HAS_SHA256):
                 raise InvalidShard(f"{what} at byte {self.offset - _FILE.size}: flags {flags:#x} are unknown")
             terms = Terms(self.take(RECORD_BYTES * count, what))
@@ -231,7 +235,7 @@ class _Reader:
                 f"shard of {len(self.data)} bytes is cut short: {what} needs {size} bytes from byte {self.offset} on"
             )
         start, self.offset = self.offset, end
-        return self.data[start:end]
+        return bytes(self.data[start:end])
 
     def _range_hashes(self, count: int, what: str) -> bytes:
         records = self.take(RECORD_BYTES * count, what)

@@ -2,14 +2,15 @@
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from runstead.kit.clock import Clock
 from runstead.model.content import EMPTY_FILE
 from runstead.model.errors import Invalid
+from runstead.services.content.cache import Cache
 from runstead.services.content.threads import Threads
 from runstead.services.content.xorbs import Xorbs
-from runstead.stores.interface import ContentStore, EligibleChunk, StoredFile
+from runstead.stores.interface import ContentStore, EligibleChunk, StoredFile, StoredXorb
 from runstead.xet.dedup import eligible_chunks
 from runstead.xet.errors import FormatError
 from runstead.xet.hashes import HASH_BYTES, Buffer, hash_to_text
@@ -19,6 +20,9 @@ from runstead.xet.xorb_layout import XorbFacts
 
 _NEW_NAME_AFTER_SECONDS = 600.0
 _BIG_BYTES = 4 * 1024 * 1024
+_KEPT_BYTES = 16 * 1024 * 1024
+_LOADED_AT_ONCE = 16
+_LOAD_SECONDS = 60.0
 
 
 class LostXorbs(Invalid):
@@ -52,9 +56,12 @@ class Shards:
         lost = [name for name in names if name not in found]
         if lost:
             raise await self._lost(lost, store_id)
-        stored = await self._store.xorbs(names)
-        facts = {name: xorb.facts for name, xorb in stored.items()}
-        verified, chunks = await self._threads.work(_verify, shard, facts)
+        loop = asyncio.get_running_loop()
+
+        def load(some: list[bytes]) -> dict[bytes, StoredXorb]:
+            return asyncio.run_coroutine_threadsafe(self._store.xorbs(some), loop).result(_LOAD_SECONDS)
+
+        verified, chunks = await self._threads.work(_verify, shard, _Facts(names, load))
         files = [
             StoredFile(file.file_hash, file.file_bytes, file.terms, file.sha256)
             for file in verified.files
@@ -73,6 +80,30 @@ class Shards:
         )
 
 
+class _Facts:
+    """Facts of the xorbs a shard names, loaded in the order it names them; a few are kept, however many those are."""
+
+    def __init__(self, names: list[bytes], load: Callable[[list[bytes]], dict[bytes, StoredXorb]]) -> None:
+        self._names = names
+        self._places = {name: place for place, name in enumerate(names)}
+        self._load = load
+        self._kept = Cache[bytes, XorbFacts](_KEPT_BYTES, lambda facts: 48 * facts.layout.chunk_count + 500)
+
+    def find(self, xorb_hash: bytes) -> XorbFacts | None:
+        """Return what is known of a xorb. Blocks."""
+        found = self._kept.get(xorb_hash)
+        if found is None and xorb_hash in self._places:
+            place = self._places[xorb_hash]
+            for name, xorb in self._load(self._names[place : place + _LOADED_AT_ONCE]).items():
+                if name != xorb_hash:
+                    self._kept.put(name, xorb.facts)
+                else:
+                    found = xorb.facts
+            if found is not None:
+                self._kept.put(xorb_hash, found)
+        return found
+
+
 def _read(body: Buffer) -> Shard:
     if len(body) > MAX_SHARD_BYTES:
         raise Invalid(f"a shard has at most {MAX_SHARD_BYTES} bytes, this one {len(body)}")
@@ -82,17 +113,17 @@ def _read(body: Buffer) -> Shard:
         raise Invalid(str(error)) from error
 
 
-def _verify(shard: Shard, facts: Mapping[bytes, XorbFacts]) -> tuple[VerifiedShard, list[EligibleChunk]]:
+def _verify(shard: Shard, facts: _Facts) -> tuple[VerifiedShard, list[EligibleChunk]]:
     try:
-        verified = verify_shard(shard, facts.get)
+        verified = verify_shard(shard, facts.find)
     except FormatError as error:
         raise Invalid(str(error)) from error
     return verified, list(_eligible(verified, facts))
 
 
-def _eligible(verified: VerifiedShard, facts: Mapping[bytes, XorbFacts]) -> Iterator[EligibleChunk]:
+def _eligible(verified: VerifiedShard, facts: _Facts) -> Iterator[EligibleChunk]:
     """Yield the chunks of these files that clients may ask for; those in older xorbs are known already."""
-    listed = {xorb.xorb_hash: eligible_chunks(xorb.chunk_hashes or b"") for xorb in verified.xorbs}
+    listed = {xorb.xorb_hash: (xorb, eligible_chunks(xorb.chunk_hashes or b"")) for xorb in verified.xorbs}
     seen: set[bytes] = set()
     for file in verified.files:
         for chunk in _of_file(file, listed, facts):
@@ -102,17 +133,19 @@ def _eligible(verified: VerifiedShard, facts: Mapping[bytes, XorbFacts]) -> Iter
 
 
 def _of_file(
-    file: VerifiedFile, listed: Mapping[bytes, list[int]], facts: Mapping[bytes, XorbFacts]
+    file: VerifiedFile, listed: Mapping[bytes, tuple[XorbFacts, list[int]]], facts: _Facts
 ) -> Iterator[EligibleChunk]:
     if not file.terms:
         return
     first = file.terms[0]
-    yield _chunk(facts[first.xorb_hash], first.start, file.file_hash)
+    holder = listed[first.xorb_hash][0] if first.xorb_hash in listed else facts.find(first.xorb_hash)
+    if holder is not None:
+        yield _chunk(holder, first.start, file.file_hash)
     for term in file.terms:
-        eligible = listed.get(term.xorb_hash)
-        if eligible:
+        if term.xorb_hash in listed:
+            holder, eligible = listed[term.xorb_hash]
             for index in eligible[bisect_left(eligible, term.start) : bisect_left(eligible, term.end)]:
-                yield _chunk(facts[term.xorb_hash], index, file.file_hash)
+                yield _chunk(holder, index, file.file_hash)
 
 
 def _chunk(xorb: XorbFacts, index: int, file_hash: bytes) -> EligibleChunk:
