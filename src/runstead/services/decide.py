@@ -151,7 +151,9 @@ def _verdict(job: Job, record: ExitRecord) -> tuple[FailureClass | None, str]:
         case ExitReason.OOM:
             return FailureClass.OOM, record.message or "the job used more memory than its flavor has"
         case ExitReason.START_FAILED:
-            return FailureClass.USER, record.message or "the command could not be started"
+            # Without an exit code it was not the command that failed but what we make around it.
+            failure = FailureClass.INFRA if record.exit_code is None else FailureClass.USER
+            return failure, record.message or "the command could not be started"
         case ExitReason.EXITED:
             if record.exit_code == 0:
                 return None, ""

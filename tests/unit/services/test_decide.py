@@ -7,7 +7,8 @@ import pytest
 
 from runstead.model.jobs import FailureClass, Initiator, Job, JobSpec, Phase, Stage, Transition
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
-from runstead.services.decide import Apply, Finish, Release, Retry, Start, Stop, Wait, decide
+from runstead.model.volumes import Flushed, Volume, VolumeKind
+from runstead.services.decide import Apply, Finish, NotSaved, Release, Retry, Save, Start, Stop, Wait, decide
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 HANDLE = {"executor": "x", "version": 1, "data": {}}
@@ -89,6 +90,7 @@ def test_a_job_whose_supervisor_missed_the_time_limit_is_stopped() -> None:
         (ended(ExitReason.TIMEOUT, 143, 15), FailureClass.TIMEOUT, "Job timeout after 100 s"),
         (ended(ExitReason.OOM, 137, 9), FailureClass.OOM, "memory"),
         (ended(ExitReason.START_FAILED, 127), FailureClass.USER, "could not be started"),
+        (ended(ExitReason.START_FAILED, None), FailureClass.INFRA, "could not be started"),
         (ended(ExitReason.STOPPED, 143, 15), FailureClass.INFRA, "stopped from outside"),
         (LOST, FailureClass.INFRA, "supervisor died"),
     ],
@@ -142,3 +144,42 @@ def test_a_terminal_job_gives_back_what_it_held_and_is_done() -> None:
     assert isinstance(step, Release)
     assert (step.then.phase, step.then.stage) == (Phase.DONE, Stage.ERROR)
     assert decide(job(Phase.DONE, stage=Stage.ERROR), None, NOW) == Wait()
+
+
+def writing(phase: Phase = Phase.RUNNING, **changes: object) -> Job:
+    volume = Volume(VolumeKind.BUCKET, "alice/outputs", "/out")
+    spec = replace(job(phase).spec, volumes=(volume, replace(volume, source="alice/other", read_only=True)), attempts=2)
+    return job(phase, spec=spec, **changes)
+
+
+@pytest.mark.parametrize(
+    "seen", [ended(), ended(code=3), ended(ExitReason.TIMEOUT, 143, 15), ended(ExitReason.STOPPED, 143, 15), LOST]
+)
+def test_however_an_attempt_ended_what_it_wrote_is_saved_first(seen: Observation) -> None:
+    for canceled_at in (None, NOW):
+        step = decide(writing(cancel_requested_at=canceled_at), seen, NOW)
+        assert isinstance(step, Save)
+        assert step.lost == (seen is LOST)
+        assert (step.then.phase, step.then.stage) == (Phase.RUNNING, Stage.RUNNING)
+        assert step.then.message == "the command has ended; saving what it wrote to alice/outputs"
+
+
+def test_a_running_attempt_is_not_saved() -> None:
+    assert decide(writing(), RUNNING, NOW) == Wait()
+
+
+def test_once_it_is_saved_the_attempt_ends_as_any_other() -> None:
+    completed = finish(decide(writing(), ended(), NOW, Flushed(2, 10)))
+    assert (completed.stage, completed.message) == (Stage.COMPLETED, "saved 2 files (10 bytes) to alice/outputs")
+    assert isinstance(decide(writing(), ended(code=1), NOW, Flushed(0, 0)), Retry)
+    assert isinstance(decide(writing(), LOST, NOW, Flushed(0, 0)), Release)
+    stopped = finish(decide(writing(cancel_requested_at=NOW), ended(ExitReason.STOPPED, 143, 15), NOW, Flushed(0, 0)))
+    assert stopped.stage is Stage.CANCELED
+
+
+@pytest.mark.parametrize("seen", [ended(), ended(code=3), ended(ExitReason.TIMEOUT, 143, 15), LOST])
+def test_what_cannot_be_saved_ends_the_job_with_class_volume_and_no_other_attempt(seen: Observation) -> None:
+    for canceled_at in (None, NOW):
+        step = finish(decide(writing(cancel_requested_at=canceled_at), seen, NOW, NotSaved("kept in /there")))
+        assert (step.stage, step.failure_class, step.failure_count) == (Stage.ERROR, FailureClass.VOLUME, 1)
+        assert step.message == "volume: what the job wrote is not all in alice/outputs: kept in /there"

@@ -1,5 +1,7 @@
 """Buckets, their files, what the files were, and the event log."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -67,7 +69,7 @@ def _buckets() -> None:
     _partial_index("ix_buckets_deleted", ["deleted_at"], "deleted_at IS NOT NULL")
 
 
-def _file(*after_path: "sa.Column[int]") -> "list[sa.Column[object]]":
+def _file(*after_path: "sa.Column[Any]") -> "list[sa.Column[Any]]":
     return [
         sa.Column("bucket", sa.BigInteger(), nullable=False),
         sa.Column("path", STRING, nullable=False),
