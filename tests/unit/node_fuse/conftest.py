@@ -148,7 +148,7 @@ class Node:
         asyncio.run(self.provider._ask_if_there(self.provider._name, {"op": "leave"}, 10))
         asyncio.run(self.provider.close())
         with open("/proc/self/mountinfo", encoding="utf-8") as lines:
-            left = [line.split()[4] for line in lines if str(self.data_dir) in line]
+            left = [line.split()[4] for line in lines if str(self.data_dir) in line and " - fuse." in line]
         for path in left:
             device.abort(path)
         assert left == []

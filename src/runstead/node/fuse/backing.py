@@ -20,6 +20,11 @@ class Backing:
         ready = cached is None or cached.whole
         self.number = device.open_backing(fd) if ready else 0  # 0: the kernel asks us for the bytes
 
+    def on(self, device: Device) -> "Backing":
+        """Give the number, which is known from elsewhere, back to this device."""
+        self._device = device
+        return self
+
     def close(self) -> None:
         """Let go; called when nobody has the node open any more."""
         if self.number:

@@ -18,10 +18,15 @@ from runstead.node.fuse.backing import Backing
 from runstead.node.fuse.cache import Cache
 from runstead.node.fuse.device import Device
 from runstead.node.fuse.journal import Journal
+from runstead.node.fuse.nodelog import NodeLog
 from runstead.node.fuse.session import Request
 from runstead.node.fuse.source import EMPTY, Content, Source
 from runstead.node.fuse.staging import Staging, copy
 from runstead.node.fuse.tree import Node, Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _FILLED_AT_OPEN = 4 << 20  # smaller files are fetched whole when they are opened
 _FALLOC_KEEP_SIZE = 1
@@ -48,19 +53,23 @@ class Files:
         journal: Journal,
         staging: Staging,
         cache: Cache,
+        log: NodeLog,
         lock: "threading.RLock",
         wake: Callable[[], None],
+        first_handle: int,
     ) -> None:
         self._source = source
         self._tree = tree
         self._journal = journal
         self._staging = staging
         self._cache = cache
+        self._log = log
         self._lock = lock
         self.wake = wake  # there may be something to upload
         self._device = Device(-1)
         self._handles: dict[int, _Handle] = {}
-        self._next = 1
+        self._next = first_handle
+        self._taken: dict[int, int] = {}  # by the number of a request: what another daemon opened for it
 
     def attach(self, device: Device) -> None:
         """Learn what the kernel can."""
@@ -70,6 +79,36 @@ class Files:
     def writers(self) -> int:
         """How many files are open for writing."""
         return sum(handle.writes for handle in self._handles.values())
+
+    def records(self) -> "list[tuple[object, ...]]":
+        """Return all that the next daemon must know of open files."""
+        return [_record(number, handle, 0) for number, handle in self._handles.items()]
+
+    def restore(self, records: "list[tuple[Any, ...]]") -> None:
+        """Have those files open that were open when another daemon died."""
+        for _, number, node_number, writes, backing_number, request in records:
+            node = self._tree.nodes.get(node_number)
+            if node is None:
+                continue
+            try:
+                backing = node.backing or self._backing_again(node)
+            except OSError:
+                continue  # its staged file is gone: what is read of it is an error
+            backing.number = backing_number
+            backing.users += 1
+            node.backing = backing
+            node.writers += writes
+            self._handles[number] = _Handle(node, backing, writes=writes)
+            if request:
+                self._taken[request] = number
+
+    def _backing_again(self, node: Node) -> Backing:
+        if node.stage is not None:
+            return Backing(Device(-1), self._staging.open(node.stage), self._cache, None).on(self._device)
+        if node.content is None:
+            raise OSError(errno.ESTALE, "no content")
+        cached = self._cache.take(node.content)
+        return Backing(Device(-1), cached.fd, self._cache, cached).on(self._device)
 
     def stat(self, node: Node) -> os.stat_result:
         """Return what the disk says of a staged file; the lock is held."""
@@ -83,9 +122,17 @@ class Files:
     def open(self, request: Request) -> bytes:
         """Open a file."""
         flags, _ = protocol.OPEN_IN.unpack_from(request.body)
+        self.close_unanswered(request)
         with self._lock:
             node = self._tree.get(request.node)
         return self.open_node(request, node, flags)
+
+    def close_unanswered(self, request: Request) -> None:
+        """Close what another daemon opened for this request, and could not say."""
+        if request.resent:
+            number = self._taken.pop(request.unique & ~protocol.RESENT, None)
+            if number is not None:
+                self._close(number)
 
     def open_node(self, request: Request, node: Node, flags: int) -> bytes:
         """Open a node for reading or writing."""
@@ -126,6 +173,7 @@ class Files:
         handle = self._next
         self._next += 1
         self._handles[handle] = _Handle(node, backing, writes=writes)
+        self._log.write(*_record(handle, self._handles[handle], request.unique))
         request.undo = lambda: self._close(handle)
         flags = protocol.FOPEN_NOFLUSH
         if backing.number:
@@ -178,6 +226,7 @@ class Files:
                 self._staging.delete(stage)  # somebody was faster
                 return node if node.stage is not None else self._make_writable(request, node, keep=keep)
         node.stage, node.content = stage, None
+        self._log.write("s", node.id, stage)
         return node
 
     def _stage_copy(self, content: Content) -> str:
@@ -285,6 +334,7 @@ class Files:
             handle = self._handles.pop(number, None)
             if handle is None:
                 return
+            self._log.write("r", number)
             node, backing = handle.node, handle.backing
             backing.users -= 1
             node.writers -= handle.writes
@@ -302,7 +352,7 @@ class Files:
 
     def discard(self, node: Node) -> None:
         """Remove the staged file of a node without a name, unless it is open; the lock is held."""
-        if node.stage is not None and node.backing is None:
+        if node.stage is not None and node.backing is None and not self._journal.needs(node.stage):
             self._staging.delete(node.stage)
             self._tree.drop_unused(node)
 
@@ -310,7 +360,12 @@ class Files:
         """The bucket has what a staged file has: from now on the node's cache does. The lock is held."""
         if node is not None and node.stage == stage:
             node.stage, node.content, node.mtime_ns = None, content, content.mtime_ns
+            self._log.write("u", node.id, tuple(content))
         if content.file_hash == EMPTY:
             self._staging.delete(stage)
         else:
             self._cache.adopt(self._staging.path(stage), content)
+
+
+def _record(number: int, handle: _Handle, request: int) -> "tuple[object, ...]":
+    return "h", number, handle.node.id, handle.writes, handle.backing.number, request & ~protocol.RESENT

@@ -13,6 +13,7 @@ import time
 from runstead.node.fuse import protocol
 from runstead.node.fuse.files import Files
 from runstead.node.fuse.journal import Journal
+from runstead.node.fuse.nodelog import NodeLog
 from runstead.node.fuse.session import Operation, Request
 from runstead.node.fuse.source import Content, Source
 from runstead.node.fuse.staging import Staging
@@ -35,6 +36,7 @@ class FileSystem:
         journal: Journal,
         staging: Staging,
         files: Files,
+        log: NodeLog,
         lock: "threading.RLock",
         owner: int,
     ) -> None:
@@ -43,6 +45,7 @@ class FileSystem:
         self._journal = journal
         self._staging = staging
         self._files = files
+        self._log = log
         self._lock = lock
         self._owner = owner
         self._folders: dict[int, list[tuple[str, bool]]] = {}  # open folders: what they have
@@ -175,6 +178,7 @@ class FileSystem:
         with self._lock:
             if valid & protocol.SET_MODE:
                 node.mode = mode & 0o7777
+                self._log.write("p", node.id, node.mode)
                 node.changed_ns = time.time_ns()
             if valid & (protocol.SET_MTIME | protocol.SET_MTIME_NOW):
                 now = bool(valid & protocol.SET_MTIME_NOW)
@@ -183,7 +187,7 @@ class FileSystem:
             return protocol.pack_attr_answer(self._attr(node), _VALID_MS)
 
     def _entry(self, node: Node) -> bytes:
-        node.lookups += 1
+        self._tree.tell(node)
         return protocol.pack_entry(node.id, self._attr(node), _VALID_MS)
 
     def _attr(self, node: Node) -> bytes:
@@ -245,7 +249,7 @@ class FileSystem:
     def _read_folder(self, request: Request, *, plus: bool) -> bytes:
         handle, offset, room, *_ = protocol.READ_IN.unpack_from(request.body)
         with self._lock:
-            if offset == 0:
+            if offset == 0 or handle not in self._folders:
                 folder = self._fresh(request, request.node)
                 self._folders[handle] = [(".", True), ("..", True), *sorted(self._tree.names(folder).items())]
             folder = self._tree.folder(request.node)
@@ -290,6 +294,7 @@ class FileSystem:
                 raise OSError(errno.EISDIR, "there is a folder of that name")
             if node is None:
                 node = self._new_file(folder, name, mode)
+        self._files.close_unanswered(request)
         opened = self._files.open_node(request, node, flags)
         with self._lock:
             return self._entry(node) + opened
@@ -302,8 +307,8 @@ class FileSystem:
             raise OSError(errno.EPERM, "a volume has files and folders only")
         with self._lock:
             folder = self._fresh(request, request.node)
-            self._must_be_free(folder, name)
-            return self._entry(self._new_file(folder, name, mode))
+            there = self._already(request, folder, name, is_folder=False)
+            return self._entry(there or self._new_file(folder, name, mode))
 
     def _new_file(self, folder: Node, name: str, mode: int) -> Node:
         """Make an empty file; the lock is held."""
@@ -327,12 +332,15 @@ class FileSystem:
         with self._lock:
             folder = self._fresh(request, request.node)
             self._must_have_name(folder)
-            self._must_be_free(folder, name)
-            return self._entry(self._tree.add(folder, name, is_folder=True, mode=mode & 0o7777))
+            there = self._already(request, folder, name, is_folder=True)
+            return self._entry(there or self._tree.add(folder, name, is_folder=True, mode=mode & 0o7777))
 
-    def _must_be_free(self, folder: Node, name: str) -> None:
-        if self._tree.find(folder, name) is not None:
+    def _already(self, request: Request, folder: Node, name: str, *, is_folder: bool) -> Node | None:
+        """Return None for a free name, or the node that a daemon made before it could say so. Raises EEXIST."""
+        there = self._tree.find(folder, name)
+        if there is not None and not (request.resent and there.is_folder == is_folder):
             raise OSError(errno.EEXIST, "there is such a name")
+        return there
 
     def _must_have_name(self, folder: Node) -> None:
         if folder.orphan:
@@ -343,7 +351,11 @@ class FileSystem:
         name = _name(protocol.first_name(request.body))
         with self._lock:
             folder = self._fresh(request, request.node)
-            node = self._must_be_there(folder, name)
+            node = self._tree.find(folder, name)
+            if node is None and request.resent:
+                return b""  # done before the daemon that did it could say so
+            if node is None:
+                raise OSError(errno.ENOENT, "no such name")
             if node.is_folder:
                 raise OSError(errno.EISDIR, "a folder")
             path = self._tree.path(node)
@@ -368,7 +380,11 @@ class FileSystem:
         name = _name(protocol.first_name(request.body))
         with self._lock:
             folder = self._fresh(request, request.node)
-            node = self._must_be_there(folder, name)
+            node = self._tree.find(folder, name)
+            if node is None and request.resent:
+                return b""
+            if node is None:
+                raise OSError(errno.ENOENT, "no such name")
             if not node.is_folder:
                 raise OSError(errno.ENOTDIR, "not a folder")
             self._fresh(request, node.id)
@@ -402,8 +418,12 @@ class FileSystem:
         below: dict[str, Content] = {}
         old_name, new_name = _name(old), _new_name(new)
         with self._lock:
-            node = self._must_be_there(self._fresh(request, request.node), old_name)
-            self._fresh(request, target)
+            target_folder = self._fresh(request, target)
+            source = self._fresh(request, request.node)
+            missing = self._tree.find(source, old_name) is None
+            if missing and request.resent and self._tree.find(target_folder, new_name) is not None:
+                return b""  # done before the daemon that did it could say so
+            node = self._must_be_there(source, old_name)
             folders = node.is_folder
             path = self._tree.path(node)
         if folders:
@@ -442,7 +462,7 @@ class FileSystem:
             raise OSError(errno.ENOTDIR, "a file is there")
         if there.is_folder:
             self._fresh(request, there.id)
-            if self._tree.names(there):
+            if self._tree.names(there) and not request.resent:  # half of it was moved by another daemon
                 raise OSError(errno.ENOTEMPTY, "the folder there is not empty")
 
     def _move_file(self, node: Node, folder: Node, name: str) -> None:

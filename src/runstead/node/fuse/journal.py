@@ -49,6 +49,7 @@ class Journal:
         self.intents: dict[str, Intent] = {}
         self._folders: dict[str, dict[str, Intent]] = {}
         self._below: dict[str, list[int]] = {}  # per folder: how many paths below shall be something, and nothing
+        self._stages: dict[str, str] = {}  # the path that has a staged file
         self._subfolders: dict[str, dict[str, int]] = {}  # per folder: those below with anything intended
         for intent in _read(path):
             self._number = max(self._number, intent.number)
@@ -67,6 +68,10 @@ class Journal:
         """Return what is intended for all that is below a folder."""
         prefix = path + "/" if path else ""
         return [intent for name, intent in self.intents.items() if name.startswith(prefix)]
+
+    def needs(self, stage: str) -> str | None:
+        """Return the path that a staged file is for."""
+        return self._stages.get(stage)
 
     def subfolders(self, path: str) -> "list[str]":
         """Return the names of the folders in a folder that will have files."""
@@ -141,6 +146,11 @@ class Journal:
         self._folders.setdefault(parent, {})[name] = intent
 
     def _count(self, intent: Intent, change: int) -> None:
+        if intent.stage is not None:
+            if change > 0:
+                self._stages[intent.stage] = intent.path
+            elif self._stages.get(intent.stage) == intent.path:
+                del self._stages[intent.stage]
         path, _, _ = intent.path.rpartition("/")
         while path:
             counts = self._below.setdefault(path, [0, 0])

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 5.0
 _IDLE_SECONDS = 3600.0
-_MOST_DEATHS = 5  # within the time below; then its mounts are given up, so that nothing waits for ever
-_DEATHS_WITHIN = 30.0
+_MOST_DEATHS = 30  # within the time below; then its mounts are given up, so that nothing waits for ever
+_DEATHS_WITHIN = 60.0
 _LARGEST_MESSAGE = 1 << 16
 
 

@@ -16,6 +16,7 @@ from runstead.node.fuse.files import Files
 from runstead.node.fuse.filesystem import FileSystem
 from runstead.node.fuse.hub import Hub
 from runstead.node.fuse.journal import Journal
+from runstead.node.fuse.nodelog import NodeLog
 from runstead.node.fuse.session import Session
 from runstead.node.fuse.staging import Staging
 from runstead.node.fuse.tree import Tree
@@ -23,6 +24,10 @@ from runstead.node.fuse.uploads import Standing, Uploads
 from runstead.node.fuse.workers import Workers
 
 STATE = ".state"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _STACK_BYTES = 1 << 19
 _WAITERS = 12  # threads per mount that wait for the store
 
@@ -43,10 +48,13 @@ class VolumeMount:
         os.makedirs(state, 0o700, exist_ok=True)
         self._journal = Journal(os.path.join(state, "journal"))
         staging = Staging(os.path.join(state, "staged"))
-        staging.sweep({i.stage for i in self._journal.intents.values() if i.stage is not None})
-        self._tree = Tree(self._journal, first_node, read_only=read_only)
-        self._files = Files(hub, self._tree, self._journal, staging, cache, self._lock, self._wake)
-        self._system = FileSystem(hub, self._tree, self._journal, staging, self._files, self._lock, owner)
+        self._staging = staging
+        self._log = NodeLog(os.path.join(state, "nodes"))
+        self._tree = Tree(self._journal, self._log, first_node, read_only=read_only)
+        self._files = Files(
+            hub, self._tree, self._journal, staging, cache, self._log, self._lock, self._wake, first_node
+        )
+        self._system = FileSystem(hub, self._tree, self._journal, staging, self._files, self._log, self._lock, owner)
         self._uploads = Uploads(
             self._tree,
             self._journal,
@@ -70,6 +78,11 @@ class VolumeMount:
         if taken_over:
             found.passthrough = True
             self._files.attach(found)
+            self._restore()
+        self._log.snapshot = lambda: [*self._tree.records(), *self._files.records()]
+        self._log.start()
+        self._sweep()
+        if taken_over:
             found.notify(protocol.NOTIFY_RESEND)  # what the other daemon had taken and not answered
         operations = self._system.operations(read_only=self.read_only)
         session = Session(found, operations, self._workers.submit, self._files.attach)
@@ -78,6 +91,29 @@ class VolumeMount:
         if not self.read_only:
             self._uploads.start()
         return found
+
+    def _restore(self) -> None:
+        """Know what the kernel knows from the daemon before this one."""
+        handles: dict[int, tuple[Any, ...]] = {}
+        for record in self._log.read():
+            if record[0] == "h":
+                handles[record[1]] = record
+            elif record[0] == "r":
+                handles.pop(record[1], None)
+            else:
+                self._tree.restore(record)
+        self._tree.reconcile()
+        self._files.restore(list(handles.values()))
+
+    def _sweep(self) -> None:
+        """Remove staged files that nobody has, and let go of what nobody writes any more."""
+        wanted = {i.stage for i in self._journal.intents.values() if i.stage is not None}
+        wanted |= {node.stage for node in self._tree.nodes.values() if node.stage is not None}
+        self._staging.sweep(wanted)
+        writing = {node.stage for node in self._tree.nodes.values() if node.writers}
+        for intent in list(self._journal.intents.values()):
+            if intent.open and intent.stage is not None and intent.stage not in writing:
+                self._journal.stage(intent.path, intent.stage, is_open=False)
 
     def is_alive(self) -> bool:
         """Whether the mount is served."""
@@ -111,6 +147,7 @@ class VolumeMount:
             os.close(fd)
             self._device = None
         self._journal.close()
+        self._log.close()
 
     def _serve(self, session: Session) -> None:
         try:

@@ -9,6 +9,7 @@ import errno
 import time
 
 from runstead.node.fuse.journal import Intent, Journal
+from runstead.node.fuse.nodelog import NodeLog
 from runstead.node.fuse.source import EMPTY, Content
 
 FOLDER_MODE, FILE_MODE = 0o777, 0o666
@@ -16,10 +17,13 @@ READ_ONLY_FOLDER_MODE, READ_ONLY_FILE_MODE = 0o555, 0o444
 _SECONDS_UNSEEN = 1.0  # how long a listing holds when nobody tells of changes
 _SECONDS_LIVE = 60.0
 _MOST_LISTED = 200_000
+_NEVER_FORGOTTEN = 1 << 60  # of nodes of another daemon: how often the kernel knows them is not known
 _MILLISECOND = 1_000_000  # what the store keeps of a time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from runstead.node.fuse.backing import Backing
 
 
@@ -72,8 +76,9 @@ class Node:
 class Tree:
     """All nodes."""
 
-    def __init__(self, journal: Journal, first_node: int, *, read_only: bool) -> None:
+    def __init__(self, journal: Journal, log: NodeLog, first_node: int, *, read_only: bool) -> None:
         self._journal = journal
+        self._log = log
         self._folder_mode = READ_ONLY_FOLDER_MODE if read_only else FOLDER_MODE
         self._file_mode = READ_ONLY_FILE_MODE if read_only else FILE_MODE
         self._next = first_node
@@ -280,7 +285,9 @@ class Tree:
 
     def touch(self, folder: Node) -> None:
         """A name was added to or removed from a folder here: it stays, even if it becomes empty."""
-        folder.kept = True
+        if not folder.kept:
+            folder.kept = True
+            self._log.write("k", folder.id)
         folder.mtime_ns = folder.changed_ns = time.time_ns()
 
     def detach(self, node: Node) -> None:
@@ -289,6 +296,7 @@ class Tree:
             del node.parent.children[node.name]
         node.orphan = True
         node.kept = False
+        self._log.write("x", node.id)
         self.drop_unused(node)
 
     def _is_hidden(self, path: str) -> bool:
@@ -305,8 +313,10 @@ class Tree:
             del node.parent.children[node.name]
         node.parent, node.name = folder, name
         folder.children[name] = node
+        self._log.write("m", node.id, folder.id, name)
         if node.is_folder:
             node.kept = True
+            self._log.write("k", node.id)
             self._hidden.discard(self.path(node))
             self._stale_below(node)
 
@@ -316,7 +326,85 @@ class Tree:
         for child in node.children.values():
             if child.is_folder:
                 child.kept = True
+                self._log.write("k", child.id)
                 self._stale_below(child)
+
+    def tell(self, node: Node) -> None:
+        """The kernel is told of a node."""
+        node.lookups += 1
+        if node.lookups == 1:
+            self._log.write(*self._record(node))
+
+    @staticmethod
+    def _record(node: Node) -> "tuple[object, ...]":
+        parent = node.parent.id if node.parent is not None else 0
+        content = None if node.content is None else tuple(node.content)
+        kept, orphan = node.kept, node.orphan
+        return "n", node.id, parent, node.name, node.is_folder, node.mode, content, node.stage, kept, orphan
+
+    def records(self) -> "list[tuple[object, ...]]":
+        """Return all that the next daemon must know of nodes, parents first."""
+        return [self._record(node) for _, node in sorted(self.nodes.items()) if node is not self.root and node.lookups]
+
+    def restore(self, record: "tuple[Any, ...]") -> None:
+        """Know what the daemon before this one has written of a node."""
+        kind, number = record[0], record[1]
+        if kind == "n":
+            _, _, parent, name, is_folder, mode, content, stage, kept, orphan = record
+            node = Node(number, self.nodes.get(parent, self.root), name, is_folder=is_folder, mode=mode)
+            node.stage, node.kept, node.orphan = stage, kept, orphan
+            node.content = None if content is None else Content(*content)
+            if node.content is not None:
+                node.mtime_ns = node.content.mtime_ns
+            node.lookups = _NEVER_FORGOTTEN
+            self.nodes[number] = node
+            self._rename(node, node.parent, name)
+            return
+        found = self.nodes.get(number)
+        if found is None:
+            return
+        if kind == "m":
+            self._rename(found, self.nodes.get(record[2], self.root), record[3])
+        elif kind == "x":
+            found.orphan, found.kept = True, False
+            self._unname(found)
+        elif kind == "k":
+            found.kept = True
+        elif kind == "p":
+            found.mode = record[2]
+        elif kind == "s":
+            found.stage, found.content = record[2], None
+        elif kind == "u":
+            found.stage, found.content = None, Content(*record[2])
+        elif kind == "f":
+            self._unname(found)
+            del self.nodes[number]
+
+    def reconcile(self) -> None:
+        """Believe the journal, where the daemon before this one died between two words."""
+        for node in list(self.nodes.values()):
+            if node.stage is None or node.orphan:
+                continue
+            path = self._journal.needs(node.stage)
+            if path == self.path(node):
+                continue
+            folder, name = (None, "") if path is None else self._known_folder(path)
+            if folder is None:
+                node.orphan = True
+                self._unname(node)
+            else:
+                self._rename(node, folder, name)
+
+    def _rename(self, node: Node, parent: Node | None, name: str) -> None:
+        self._unname(node)
+        node.parent, node.name = parent, name
+        if parent is not None and not node.orphan:
+            parent.children[name] = node
+
+    @staticmethod
+    def _unname(node: Node) -> None:
+        if node.parent is not None and node.parent.children.get(node.name) is node:
+            del node.parent.children[node.name]
 
     def forget(self, number: int, times: int) -> None:
         """The kernel has forgotten a node so many times."""
@@ -336,6 +424,7 @@ class Tree:
             and self.nodes.pop(node.id, None) is not None
         ):
             self._listed -= len(node.listing)
+            self._log.write("f", node.id)
             parent = node.parent
             if parent.children.get(node.name) is node:
                 del parent.children[node.name]
