@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,7 +122,8 @@ def _files(tree: dict[str, bytes | None]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_mount_is_like_a_folder(node: Node, bucket: Bucket, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("deaths", [False, True], ids=["", "with daemons that are killed"])
+def test_a_mount_is_like_a_folder(node: Node, bucket: Bucket, tmp_path: Path, seed: int, deaths: bool) -> None:
     start = {f"{a}/{b}": random.Random(f"{seed}{a}{b}").randbytes(20_000) for a in ("a", "b") for b in ("a", "c")}
     bucket.put(start, tmp_path / "up")
     plain = tmp_path / "plain"
@@ -132,6 +134,8 @@ def test_a_mount_is_like_a_folder(node: Node, bucket: Bucket, tmp_path: Path, se
     walk = Walk(seed, (plain, mounted))
     for number in range(OPERATIONS):
         walk.step()
+        if deaths and number % 60 == 59:
+            os.kill(node.told()["pid"], signal.SIGKILL)
         if number % 150 == 149:
             assert _tree(plain) == _tree(mounted), walk.done[-30:]
         if number % 300 == 299:

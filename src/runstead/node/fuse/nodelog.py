@@ -11,6 +11,7 @@ the mount that its keeper holds it means nothing.
     ("s", node, stage)              staged from now on
     ("u", node, content)            has this content from now on
     ("f", node)                     forgotten
+    ("y", path), ("z", path)        a folder that the store still lists is none; not so any more
     ("h", handle, node, writes, backing number, request)    opened
     ("r", handle)                   closed
 """

@@ -139,7 +139,7 @@ class Tree:
         path = self.path(folder)
         for name in [n for n in self._hidden if n.rpartition("/")[0] == path]:
             if name.rpartition("/")[2] not in listing or not self._journal.only_removes(name):
-                self._hidden.discard(name)
+                self._show(name)
         if self._listed > _MOST_LISTED:
             self._drop_listings(folder)
         return True
@@ -279,7 +279,7 @@ class Tree:
         if is_folder:
             node.kept = True
             node.listed_at = time.monotonic()
-            self._hidden.discard(self.path(node))
+            self._show(self.path(node))
         self.touch(folder)
         return node
 
@@ -306,6 +306,12 @@ class Tree:
     def hide(self, path: str) -> None:
         """A folder was removed or renamed here, and the store does not know yet."""
         self._hidden.add(path)
+        self._log.write("y", path)
+
+    def _show(self, path: str) -> None:
+        if path in self._hidden:
+            self._hidden.discard(path)
+            self._log.write("z", path)
 
     def move(self, node: Node, folder: Node, name: str) -> None:
         """Give a node another name; whatever had that is gone already."""
@@ -317,7 +323,7 @@ class Tree:
         if node.is_folder:
             node.kept = True
             self._log.write("k", node.id)
-            self._hidden.discard(self.path(node))
+            self._show(self.path(node))
             self._stale_below(node)
 
     def _stale_below(self, node: Node) -> None:
@@ -344,7 +350,12 @@ class Tree:
 
     def records(self) -> "list[tuple[object, ...]]":
         """Return all that the next daemon must know of nodes, parents first."""
-        return [self._record(node) for _, node in sorted(self.nodes.items()) if node is not self.root and node.lookups]
+        found: list[tuple[object, ...]] = [("y", path) for path in self._hidden]
+        waiting = [self.root]
+        for folder in waiting:
+            found += [self._record(node) for node in folder.children.values()]
+            waiting += [node for node in folder.children.values() if node.is_folder]
+        return found + [self._record(node) for node in self.nodes.values() if node.orphan]
 
     def restore(self, record: "tuple[Any, ...]") -> None:
         """Know what the daemon before this one has written of a node."""
@@ -360,6 +371,10 @@ class Tree:
             self.nodes[number] = node
             self._rename(node, node.parent, name)
             return
+        if kind == "y":
+            self._hidden.add(number)
+        elif kind == "z":
+            self._hidden.discard(number)
         found = self.nodes.get(number)
         if found is None:
             return
