@@ -1,6 +1,7 @@
 """What this machine has for jobs: processors, memory, disk and accelerators, as this process may use them."""
 
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from runstead.model.hardware import Gpu, Machine
 from runstead.model.launches import GpuUsage
 
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 # What the server, its supervisors and the system keep for themselves.
 _RESERVED_MEMORY_BYTES = 512 << 20
 
@@ -20,6 +22,7 @@ def find_machine(data_dir: Path) -> Machine:
         memory_bytes=max(memory - _RESERVED_MEMORY_BYTES, memory // 2),
         disk_bytes=shutil.disk_usage(data_dir).free,
         gpus=find_gpus(),
+        arch=_ARCHITECTURES.get(platform.machine()),
     )
 
 

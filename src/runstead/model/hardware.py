@@ -59,3 +59,4 @@ class Machine:
     memory_bytes: int
     disk_bytes: int
     gpus: tuple[Gpu, ...] = ()
+    arch: str | None = None  # "amd64", "arm64", as the wire spells it; None: not known

@@ -56,6 +56,12 @@ class Hardware:
             raise Unsupported(f"flavor: {name!r} is configured larger than what the machine offers to jobs")
         return flavor
 
+    def check_arch(self, arch: str | None) -> None:
+        """Refuse a job for processors that this machine does not have. Raises Unsupported."""
+        here = self.machine.arch if self.machine else None
+        if arch is not None and here is not None and arch != here:
+            raise Unsupported(f"arch: the processors here are {here}, not {arch}")
+
     @property
     def capacity(self) -> Resources | None:
         """What may be promised to jobs altogether; None when the backend decides."""

@@ -147,6 +147,7 @@ class Jobs:
         specs.check_environment("secrets", secrets)
         specs.check_exec_size((*spec.command, *spec.arguments), {**spec.environment, **secrets})
         self._hardware.flavor(spec.flavor)
+        self._hardware.check_arch(spec.arch)
         longest = self.limits.max_timeout_seconds
         if longest is not None and spec.timeout_seconds > longest:
             raise Invalid(f"this server allows at most {longest} s, not {spec.timeout_seconds}", "timeoutSeconds")
