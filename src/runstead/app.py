@@ -55,6 +55,7 @@ from runstead.services.metrics import JobMetrics
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.recovery import Recovery
+from runstead.services.script_folders import ScriptFolders
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
 from runstead.services.volumes import MountRequests, VolumeRules, Volumes
@@ -335,7 +336,8 @@ class _Server:
         secrets = SecretBox(key)
         log_store = FileLogStore(settings.server.data_dir / "logs")
         self._store = SqlJobStore(database)
-        self.accounts = Accounts(SqlAccountStore(database), clock)
+        account_store = SqlAccountStore(database)
+        self.accounts = Accounts(account_store, clock)
         hardware = build_hardware(settings, capabilities)
         owner = f"{capabilities.instance}/{new_id(clock.now())}"
         launching = Launching(
@@ -374,6 +376,9 @@ class _Server:
             LEASE,
             settings.jobs.poll_seconds,
             self._reconcile.take,
+        )
+        self._scripts = ScriptFolders(
+            account_store, self._store, bucket_store, events, clock, settings.jobs.script_days
         )
         self._sweeper = Sweeper(self._store, log_store, clock, settings.jobs.retention_days)
         self.logs = Logs(self._store, log_store, events, encode_log_lines, b"===== Job started")
@@ -427,6 +432,7 @@ class _Server:
             forever("reconcile", self._reconcile.run),
             forever("admission", self._admission.run),
             forever("sweeper", self._sweeper.run),
+            forever("scripts", self._scripts.run),
             forever("buckets", self._keeping.run),
             *([forever("garbage", self._collecting.run)] if self._collecting.every_seconds else []),
         ]

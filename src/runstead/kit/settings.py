@@ -206,6 +206,13 @@ class JobsSettings(Section):
     retention_days: float = Field(
         default=90, ge=0, description="Days that a finished job and its log are kept; 0 keeps them for ever."
     )
+    script_days: float = Field(
+        default=30,
+        ge=0,
+        description="Days that the scripts are kept which clients send up for `hf jobs uv run`, in the bucket "
+        "`jobs-artifacts`; 0 keeps them for ever. A folder into which a job wrote, or that a job which is not over "
+        "may use, always stays.",
+    )
     poll_seconds: float = Field(
         default=2.0,
         gt=0,
