@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from shlex import join
 
 from runstead.model.jobs import Job
+from runstead.model.volumes import Volume
 
 
 def job_commands(job: Job, is_own: bool) -> list[tuple[str, str]]:
@@ -31,6 +32,15 @@ def _run_words(job: Job) -> Iterator[str]:
         yield from ("--secrets", name)
     for key, value in spec.labels.items():
         yield from ("--name", value) if key == "name" and value else ("--label", f"{key}={value}")
+    for volume in spec.volumes:
+        yield from ("--volume", _volume_text(volume))
     yield spec.image
     yield from spec.command
     yield from spec.arguments
+
+
+def _volume_text(volume: Volume) -> str:
+    revision = f"@{volume.revision}" if volume.revision else ""
+    folder = f"/{volume.path}" if volume.path else ""
+    access = "ro" if volume.read_only else "rw"
+    return f"hf://{volume.kind}s/{volume.source}{revision}{folder}:{volume.mount_path}:{access}"

@@ -8,6 +8,7 @@ from starlette.datastructures import QueryParams
 
 from runstead.model.errors import Invalid
 from runstead.model.jobs import Initiator, Job, JobSpec, Phase, Stage
+from runstead.model.volumes import Volume, VolumeKind
 from runstead.web import formats
 from runstead.web.job_commands import job_commands
 from runstead.web.job_filters import read_query
@@ -26,6 +27,7 @@ def job(stage: Stage = Stage.RUNNING) -> Job:
         secret_names=("TOKEN",),
         labels={"name": "eval", "team": ""},
         timeout_seconds=60,
+        volumes=(Volume(VolumeKind.BUCKET, "org/data", "/mnt", path="sub", read_only=True),),
     )
     return Job(
         1, "0" * 24, "n1", "org", "org", "u1", "ada", spec, stage, Phase.RUNNING, None, AT, Initiator("user", "u1")
@@ -63,6 +65,7 @@ def test_commands_can_be_typed_as_they_are() -> None:
     words = shlex.split(commands["Run one like it"])
     assert words[-4:] == ["python:3.12", "python", "-c", "print('a b')"]
     assert words[words.index("--env") + 1] == "A=x y"
+    assert words[words.index("--volume") + 1] == "hf://buckets/org/data/sub:/mnt:ro"
     assert words[words.index("--secrets") + 1] == "TOKEN"
     assert words[words.index("--name") + 1] == "eval"
     assert "Cancel it" not in dict(job_commands(job(Stage.COMPLETED), is_own=True))
