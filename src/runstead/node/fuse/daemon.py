@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 UPLOAD_SECONDS = 3600.0  # of one batch
 _NODES_PER_DAEMON = 1 << 40
+_SWITCH_SECONDS = 0.0005  # of Python's threads: who answers the kernel must not wait for who unpacks
 _KINDS = {errno.ENOENT: "NotFound", errno.EACCES: "Invalid", errno.EIO: "Unavailable", errno.ENOSPC: "Unavailable"}
 
 
@@ -216,6 +217,7 @@ def run(
     """Be the daemon; does not return while the data directory is there."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     threading.stack_size(1 << 19)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     daemon = Daemon(node, settings, keeper, generation)
     daemon.open(held)
     threading.Thread(target=daemon.serve, args=(listener,), daemon=True).start()

@@ -94,8 +94,28 @@ def abort(path: str) -> None:
             return
 
 
+def read_ahead(path: str) -> None:
+    """Have the kernel read a megabyte ahead at this mount, where it reads through the daemon."""
+    fields = _mount_fields(path)
+    if fields is None:
+        return
+    try:
+        with open(f"/sys/class/bdi/{fields[2]}/read_ahead_kb", "w") as file:
+            file.write(str(protocol.READAHEAD // 1024))
+    except OSError:
+        pass  # it reads 128 KiB ahead then
+
+
 def is_mounted(path: str) -> bool:
     """Say whether a mount of ours is at this path, dead or alive."""
+    return _mount_fields(path) is not None
+
+
+def _mount_fields(path: str) -> list[str] | None:
     wanted = path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        return any(f" {wanted} " in line and " - fuse.runstead " in line for line in lines)
+        for line in lines:
+            fields = line.split(" ")
+            if fields[4] == wanted and " - fuse.runstead " in line:
+                return fields
+    return None

@@ -74,6 +74,7 @@ class VolumeMount:
         if found is None:
             os.makedirs(self.path, 0o755, exist_ok=True)
             found = Device.mount(self.path, read_only=self.read_only, source="runstead")
+            device.read_ahead(self.path)
         self._device = found
         if taken_over:
             found.passthrough = True
