@@ -1,11 +1,13 @@
 """What every provider of volumes promises, against a real server over HTTP."""
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
 import signal
 import stat
+import subprocess
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -318,6 +320,41 @@ async def test_a_program_that_is_killed_is_no_end(bench: Bench) -> None:
     flushed = await bench.provider.flush(bench.job_id, 1, 60)
     assert flushed.files <= 20
     assert {p for p in bench.files() if p.startswith("in/file")} == {f"in/file{i}" for i in range(20)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+async def test_what_a_job_wrote_until_the_disk_was_full_is_saved(bench: Bench) -> None:
+    node = bench.data_dir / "node"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(node)], check=True)
+    try:
+        await bench.provider.open()
+        root = await bench.prepared()
+        written = 0
+        with contextlib.suppress(OSError), (root / "full").open("wb", buffering=0) as file:
+            while True:
+                written += file.write(os.urandom(100_000))
+        assert shutil.disk_usage(node).free < 100_000
+        flushed = await bench.provider.flush(bench.job_id, 1, 60)
+        assert (flushed.files, flushed.bytes) == (1, written)
+        assert len(bench.files()["in/full"]) == written
+        await bench.provider.release(bench.job_id, 1, keep_unflushed=True)
+        assert await bench.provider.owned() == []
+    finally:
+        subprocess.run(["umount", "-l", str(node)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+async def test_a_disk_that_is_too_small_is_said_and_leaves_nothing(bench: Bench) -> None:
+    node = bench.data_dir / "node"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(node)], check=True)
+    try:
+        await bench.provider.open()
+        with pytest.raises(Unavailable):
+            await bench.prepared()
+        await bench.provider.release(bench.job_id, 1, keep_unflushed=True)
+        assert await bench.provider.owned() == []
+    finally:
+        subprocess.run(["umount", "-l", str(node)], check=True)
 
 
 def programs(bench: Bench) -> list[int]:

@@ -25,7 +25,9 @@ from runstead.volumes.interface import VolumeProvider
 
 log = structlog.get_logger()
 
-AT_ONCE = 4  # programs: each takes some processor and up to some hundred MB of memory
+# Programs: each takes some processor, and up to some hundred MB of memory for large files.
+_PREPARE_AT_ONCE = 8
+_FLUSH_AT_ONCE = 4
 _LATE_SECONDS = 15.0
 _LONGEST_LINE = 1 << 22
 _ERRORS: Mapping[str, type[RunsteadError]] = {
@@ -48,7 +50,8 @@ class FilledVolumes(VolumeProvider):
         self._requests = requests
         self._private_ids = private_ids
         self._cache_bytes = cache_bytes
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._preparing = asyncio.Semaphore(_PREPARE_AT_ONCE)
+        self._flushing = asyncio.Semaphore(_FLUSH_AT_ONCE)
 
     async def open(self) -> None:
         """Make the folders, and finish what an earlier process began to remove."""
@@ -71,7 +74,7 @@ class FilledVolumes(VolumeProvider):
                 "owner": owner,
                 "volumes": [_order(request) for request in requests],
             }
-            await self._run(order, None)
+            await self._prepare(order)
         return [
             Mount(Path(folder.files_path(request.index)), request.volume.mount_path, request.volume.read_only)
             for request in requests
@@ -87,7 +90,7 @@ class FilledVolumes(VolumeProvider):
             try:
                 requests = await self._requests(job_id, attempt)
                 order = {"op": "flush", "folder": folder.path, "volumes": [_order(request) for request in requests]}
-                saved = await self._run(order, within_seconds)
+                saved = await self._flush(order, within_seconds)
             except RunsteadError as error:
                 kept = self._folders.kept_path(job_id, attempt)
                 raise Unavailable(f"{error.message}; what is missing is kept in {kept}") from error
@@ -108,24 +111,40 @@ class FilledVolumes(VolumeProvider):
 
     # Programs
 
+    async def _prepare(self, order: Mapping[str, Any]) -> None:
+        async with self._preparing:
+            await self._run(order, None)
+
+    async def _flush(self, order: Mapping[str, Any], within_seconds: float) -> dict[str, Any]:
+        """Flush in the time there is, of which waiting for others is a part."""
+        until = asyncio.get_running_loop().time() + within_seconds
+        try:
+            async with asyncio.timeout_at(until):
+                await self._flushing.acquire()
+        except TimeoutError as error:
+            raise Unavailable(f"others were saving for longer than {within_seconds:g} s") from error
+        try:
+            return await self._run(order, max(until - asyncio.get_running_loop().time(), 1.0))
+        finally:
+            self._flushing.release()
+
     async def _run(self, order: Mapping[str, Any], within_seconds: float | None) -> dict[str, Any]:
         """Have a program do it; it ends with this call, however that ends."""
-        async with self._slots:
-            program = await self._spawn()
-            try:
-                assert program.stdin is not None
-                assert program.stdout is not None
-                program.stdin.write(json.dumps({**order, "within": within_seconds}).encode() + b"\n")
-                async with asyncio.timeout(None if within_seconds is None else within_seconds + _LATE_SECONDS):
-                    line = await program.stdout.readline()
-            except TimeoutError as error:
-                raise Unavailable(f"it took longer than {within_seconds:g} s") from error
-            except ConnectionError:
-                line = b""
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    program.kill()
-                await program.wait()
+        program = await self._spawn()
+        try:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            program.stdin.write(json.dumps({**order, "within": within_seconds}).encode() + b"\n")
+            async with asyncio.timeout(None if within_seconds is None else within_seconds + _LATE_SECONDS):
+                line = await program.stdout.readline()
+        except TimeoutError as error:
+            raise Unavailable(f"it took longer than {within_seconds:g} s") from error
+        except ConnectionError:
+            line = b""
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                program.kill()
+            await program.wait()
         if not line.endswith(b"\n"):
             raise Unavailable("the program that moves the files of volumes was killed")
         answer = json.loads(line)

@@ -5,6 +5,7 @@
         prepared.json   the volumes; appears last, when all of them are complete
         <index>/        the files of a volume, as the job sees them
         <index>.known   what of them is in the bucket: a journal of JSON lines, a later one wins
+        room            takes room on the disk until files are saved
         counted.json    how many files and bytes have come into buckets so far
         saved.json      what was saved, once everything is in the buckets
         xet/            what hf_xet keeps while it works
@@ -25,6 +26,8 @@ from runstead.node import rundir
 _PREPARED = "prepared.json"
 _SAVED = "saved.json"
 _COUNTED = "counted.json"
+_ROOM = "room"
+_ROOM_BYTES = 8 << 20
 _LOCK = "lock"
 _XET = "xet"
 
@@ -89,6 +92,21 @@ class Folder:
     def set_saved(self, result: Mapping[str, object]) -> None:
         """Note that everything is in the buckets."""
         rundir.write_json(os.path.join(self.path, _SAVED), result, durable=True)
+
+    def set_room_aside(self) -> None:
+        """Take some room on the disk, so that saving works also when the job has filled it."""
+        fd = os.open(os.path.join(self.path, _ROOM), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _ROOM_BYTES)
+        finally:
+            os.close(fd)
+
+    def use_room(self) -> None:
+        """Give the room back, for what has to be written while files are saved."""
+        try:
+            os.unlink(os.path.join(self.path, _ROOM))
+        except FileNotFoundError:
+            return
 
     def counted(self) -> dict[str, int]:
         """Return what has come into buckets so far, while there may be more."""

@@ -56,6 +56,8 @@ def _prepare(order: dict[str, Any], folder: Folder, pulse: Pulse) -> dict[str, A
             removal.delete_tree(folder.files_path(task.index))
             notes += filling.fill(task, _hub(one))
         cache.trim()
+        if not all(one["read_only"] for one in order["volumes"]):
+            folder.set_room_aside()
         volumes = [{name: one[name] for name in ("index", "target", "read_only")} for one in order["volumes"]]
         folder.set_prepared(volumes, notes)
     return {"ok": True, "files": 0, "bytes": 0, "notes": []}
@@ -67,6 +69,7 @@ def _flush(order: dict[str, Any], folder: Folder, pulse: Pulse) -> dict[str, Any
         return {"ok": True, **saved}
     if folder.prepared() is None:
         raise NotFound("its volumes are not on this node")
+    folder.use_room()
     counted = folder.counted()
 
     def count(files: int, size: int) -> None:
