@@ -291,13 +291,13 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
             stopped = asyncio.create_task(stopping.wait())
             await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
+            if stop_jobs_at_exit:  # while requests are answered: what jobs wrote is saved through them
+                await server.stop_jobs()
             server.logs.close()
             server.following.close()
             server.metrics.close()
             http.should_exit = True
             await serving
-            if stop_jobs_at_exit:
-                await server.stop_jobs()
         finally:
             for duty in duties:
                 duty.cancel()

@@ -21,6 +21,8 @@ from runstead.executors.process import ProcessExecutor, ProcessSettings
 from runstead.model.errors import Invalid
 from runstead.model.ids import new_id
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation
+from runstead.model.volumes import Mount
+from runstead.node import places
 from runstead.node.logformat import PREFIX_BYTES, parse_stamp
 
 _WAIT_SECONDS = 30.0
@@ -916,3 +918,39 @@ async def test_a_data_directory_that_vanishes_leaves_nothing(site: Site, tmp_pat
         while left := _leavings(data_dir, capabilities.instance):
             await asyncio.sleep(0.1)
     assert not left
+
+
+async def test_volumes_are_seen_where_they_are_asked_for(site: Site) -> None:
+    if not site.capabilities.volumes:
+        launch = site.launch("true", mounts=(Mount(site.data_dir, "/data", True),))
+        with pytest.raises(Invalid):
+            await site.executor.start(launch)
+        assert site.capabilities.without_volumes
+        return
+    folders = {name: site.data_dir / "volumes" / name for name in ("rw", "ro")}
+    for path in folders.values():
+        path.mkdir(parents=True)
+        (path / "file").write_text(f"of {path.name}\n")
+        if site.capabilities.private_ids:
+            owner = places.first_id(str(site.data_dir), "alice")
+            for one in (path, path / "file"):
+                os.chown(one, owner, owner)
+    for base in ("/new/deep", "/mnt/new", "/workspace/new", "/root/.cache/new", "/tmp/new", "/var/lib/new", "/opt"):
+        mounts = (Mount(folders["rw"], f"{base}/rw", False), Mount(folders["ro"], f"{base}/ro", True))
+        script = (
+            f"cat {base}/rw/file {base}/ro/file && echo more >> {base}/rw/file && mkdir {base}/rw/sub && "
+            f"rmdir {base}/rw/sub && ! touch {base}/ro/file && ! touch {base}/ro/new && ls {base}"
+        )
+        record, said = await site.shell(script, mounts=mounts)
+        assert record.exit_code == 0, (base, said)
+        assert "of rw" in said
+        assert "of ro" in said
+    assert (folders["rw"] / "file").read_text() == "of rw\n" + 7 * "more\n"
+    assert (folders["ro"] / "file").read_text() == "of ro\n"
+
+
+async def test_a_volume_that_cannot_be_mounted_fails_the_start(site: Site) -> None:
+    if not site.capabilities.volumes:
+        pytest.skip("no volumes here")
+    record, _ = await site.shell("true", mounts=(Mount(site.data_dir / "none", "/data", False),))
+    assert record.reason is ExitReason.START_FAILED
