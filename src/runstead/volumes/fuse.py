@@ -142,7 +142,7 @@ class FuseVolumes(VolumeProvider):
         """See VolumeProvider."""
         folder = await asyncio.to_thread(self._find, job_id, attempt)
         if folder is None:
-            raise Unavailable(f"there is nothing of its volumes on this node: {job_id}-{attempt}")
+            raise NotFound(f"there is nothing of its volumes on this node: {job_id}-{attempt}")
         try:
             requests = await self._requests(job_id, attempt)
             orders = await asyncio.to_thread(self._orders, folder, requests)

@@ -11,9 +11,11 @@ killed leaves whole lines, and half of a last one after a loss of power is left 
     ["k", number, path]                      the bucket is as it was wanted, or it is not wanted any more
 """
 
+import errno
 import json
 import os
 
+from runstead.node.fuse.reserve import Reserve
 from runstead.node.fuse.source import Content
 
 _COMPACT_LINES = 20_000
@@ -42,8 +44,10 @@ class Intent:
 class Journal:
     """The intents of one mount. Not safe for threads: its owner has a lock."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, reserve: Reserve) -> None:
         self._path = path
+        self._reserve = reserve
+        self._behind = False  # the file lacks something, because the disk was full
         self._number = 0
         self._lines = 0
         self.intents: dict[str, Intent] = {}
@@ -54,6 +58,7 @@ class Journal:
         for intent in _read(path):
             self._number = max(self._number, intent.number)
             self._keep(intent)
+        self._fd = -1
         self._rewrite()
 
     def get(self, path: str) -> Intent | None:
@@ -165,21 +170,45 @@ class Journal:
             path = parent
 
     def _write(self, record: "list[object]") -> None:
+        """Write a line. On a full disk only what begins something new is refused."""
         self._lines += 1
         data = json.dumps(record).encode() + b"\n"
+        try:
+            self._append(data)
+        except OSError:
+            self._reserve.give_up()
+            try:
+                self._append(b"\n" + data)  # half a line may be there
+            except OSError:
+                if record[0] == "o":
+                    raise
+                self._behind = True
+        if self._behind:
+            try:
+                self._behind = False
+                self._rewrite()
+            except OSError:
+                self._behind = True
+
+    def _append(self, data: bytes) -> None:
         if os.write(self._fd, data) != len(data):
-            raise OSError(28, "the disk is full", self._path)
+            raise OSError(errno.ENOSPC, "the disk is full", self._path)
 
     def _rewrite(self) -> None:
         """Begin a new file with what is intended now."""
         fresh = self._path + ".tmp"
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        before, self._fd, self._lines = getattr(self, "_fd", None), fd, 0
-        for intent in self.intents.values():
-            self._write(_record(intent))
-        os.fdatasync(fd)
-        os.rename(fresh, self._path)
-        if before is not None:
+        try:
+            data = b"".join(json.dumps(_record(intent)).encode() + b"\n" for intent in self.intents.values())
+            while data:
+                data = data[os.write(fd, data) :]
+            os.fdatasync(fd)
+            os.rename(fresh, self._path)
+        except BaseException:
+            os.close(fd)
+            raise
+        before, self._fd, self._lines = self._fd, fd, len(self.intents)
+        if before >= 0:
             os.close(before)
 
     def close(self) -> None:
@@ -189,6 +218,11 @@ class Journal:
 
 _NOTHING: "dict[str, Intent]" = {}
 _NONE = [0, 0]
+
+
+def is_empty(path: str) -> bool:
+    """Whether nothing is intended in the journal at a path."""
+    return not _read(path)
 
 
 def _record(intent: Intent) -> "list[object]":

@@ -2,7 +2,7 @@
 
 import os
 
-from runstead.node.fuse.journal import Journal
+from runstead.node.fuse.journal import is_empty
 
 _STATE = ".state"
 
@@ -11,9 +11,6 @@ def has_unsaved(folder: str) -> bool:
     """Say whether some change of an attempt that has ended is in no bucket."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name, "journal")
-        if name.endswith(_STATE) and os.path.exists(path):
-            journal = Journal(path)
-            journal.close()
-            if journal.intents:
-                return True
+        if name.endswith(_STATE) and not is_empty(path):
+            return True
     return False

@@ -17,11 +17,13 @@ from runstead.node.fuse.filesystem import FileSystem
 from runstead.node.fuse.hub import Hub
 from runstead.node.fuse.journal import Journal
 from runstead.node.fuse.nodelog import NodeLog
+from runstead.node.fuse.reserve import Reserve
 from runstead.node.fuse.session import Session
 from runstead.node.fuse.staging import Staging
 from runstead.node.fuse.tree import Tree
 from runstead.node.fuse.uploads import Standing, Uploads
 from runstead.node.fuse.workers import Workers
+from runstead.node.fuse.written import Written
 
 STATE = ".state"
 TYPE_CHECKING = False
@@ -46,7 +48,8 @@ class VolumeMount:
         self._lock = threading.RLock()
         state = path + STATE
         os.makedirs(state, 0o700, exist_ok=True)
-        self._journal = Journal(os.path.join(state, "journal"))
+        self._reserve = Reserve(os.path.join(state, "reserve"))
+        self._journal = Journal(os.path.join(state, "journal"), self._reserve)
         staging = Staging(os.path.join(state, "staged"))
         self._staging = staging
         self._log = NodeLog(os.path.join(state, "nodes"))
@@ -63,7 +66,8 @@ class VolumeMount:
             self._lock,
             self._upload,
             hub.apply,
-            os.path.join(state, "counts"),
+            Written(os.path.join(state, "written")),
+            self._reserve,
         )
         self._device: Device | None = None
         self._gone = threading.Event()
@@ -72,6 +76,8 @@ class VolumeMount:
         """Mount and serve, or go on serving a mount that another daemon served before. Raises OSError."""
         taken_over = found is not None
         if found is None:
+            if not self.read_only:
+                self._reserve.take()
             os.makedirs(self.path, 0o755, exist_ok=True)
             found = Device.mount(self.path, read_only=self.read_only, source="runstead")
             device.read_ahead(self.path)

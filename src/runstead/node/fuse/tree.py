@@ -117,6 +117,14 @@ class Tree:
         folder, name = self._known_folder(path)
         return folder.children.get(name) if folder is not None else None
 
+    def has(self, path: str, content: Content) -> bool:
+        """Whether the store surely has these bytes at the path."""
+        folder, name = self._known_folder(path)
+        if folder is None or not self.live or not self.is_fresh(folder):
+            return False
+        there = folder.listing.get(name)
+        return there is not None and there.file_hash == content.file_hash
+
     def child_path(self, folder: Node, name: str) -> str:
         """Return the path of a name in a folder."""
         path = self.path(folder)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from runstead.node import rundir
 from runstead.node.fuse.files import Files
 from runstead.node.fuse.journal import Intent, Journal
+from runstead.node.fuse.reserve import Reserve
 from runstead.node.fuse.source import EMPTY, Change, Content
 from runstead.node.fuse.staging import Staging
 from runstead.node.fuse.tree import Tree
 from runstead.node.fuse.web import Refused, Transient
+from runstead.node.fuse.written import Written
 
 _GATHER_SECONDS = 0.05
 _MOST_CHANGES = 1000
@@ -30,7 +31,7 @@ class Standing(NamedTuple):
 
     pending: int
     open: int
-    files: int  # carried into the bucket so far
+    files: int  # that are in the bucket because of this mount
     bytes: int
     failure: str | None  # of the last try
 
@@ -47,9 +48,9 @@ class Uploads:
         lock: "threading.RLock",
         upload: Upload,
         apply: Apply,
-        counts: str,
+        written: Written,
+        reserve: Reserve,
     ) -> None:
-        """`counts` is a file in which the number of files and bytes is kept, for whoever goes on after us."""
         self._tree = tree
         self._journal = journal
         self._staging = staging
@@ -61,10 +62,8 @@ class Uploads:
         self._stopped = False
         self._failure: str | None = None
         self._urgent = False
-        self._counts = counts
-        known = rundir.read_json(counts) or {}
-        self._count = int(known.get("files", 0))
-        self._bytes = int(known.get("bytes", 0))
+        self._written = written
+        self._reserve = reserve
         self._moved = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -91,7 +90,9 @@ class Uploads:
             pending = len(self._journal.intents)
             opened = sum(intent.open for intent in self._journal.intents.values())
             failures = [i.failure for i in self._journal.intents.values() if i.failure is not None]
-        return Standing(pending, opened, self._count, self._bytes, failures[0] if failures else self._failure)
+        return Standing(
+            pending, opened, self._written.files, self._written.bytes, failures[0] if failures else self._failure
+        )
 
     def settle(self, until: float) -> Standing:
         """Return when nothing is pending, or it is too late; what is still open by then counts as closed."""
@@ -132,6 +133,8 @@ class Uploads:
                 self._failure = None
             except (Transient, Refused, OSError) as error:
                 self._failure = error.strerror or str(error)
+                if os.statvfs(self._staging.directory).f_bavail == 0 or self._urgent:
+                    self._reserve.give_up()
                 self._keep_safe()
                 self._wake.wait(0 if self._stopped else pause)
                 if not self._stopped:
@@ -189,6 +192,7 @@ class Uploads:
         """Tell the bucket, but not of what was changed while it was uploaded."""
         changes: list[Change] = []
         current: list[tuple[Intent, Content | None]] = []
+        same: set[str] = set()
         with self._lock:
             for intent in batch:
                 if self._journal.get(intent.path) is not intent:
@@ -198,16 +202,15 @@ class Uploads:
                     intent.failure = "the staged file has vanished"
                     continue
                 intent.tried = True
-                changes.append(Change(intent.path, content))
                 current.append((intent, content))
-        if not changes:
-            return
-        refused = dict(self._apply(changes))
-        done = [content for intent, content in current if content is not None and intent.path not in refused]
-        self._count += len(done)
-        self._bytes += sum(content.size for content in done)
-        rundir.write_json(self._counts, {"files": self._count, "bytes": self._bytes})
+                if intent.stage is not None and content is not None and self._tree.has(intent.path, content):
+                    same.add(intent.path)  # written anew, and what it was
+                else:
+                    changes.append(Change(intent.path, content))
+        refused = dict(self._apply(changes)) if changes else {}
         with self._lock:
+            done = [(i.path, content) for i, content in current if i.path not in refused and i.path not in same]
+            self._written.add(done)
             for intent, content in current:
                 reason = refused.get(intent.path)
                 if reason is not None:
