@@ -136,21 +136,6 @@ def file_to(bucket: int, path: str, file: NewFile, uploaded_at: int) -> dict[str
     }
 
 
-def kept_to(bucket: int, row: Row, version: int, replaced_at: int) -> dict[str, Any]:
-    """Return the columns of what a row of `FILE_COLUMNS` was until now."""
-    return {
-        "bucket": bucket,
-        "path": row[0],
-        "version": version,
-        "file_hash": row[1],
-        "size": row[2],
-        "mtime": row[3],
-        "uploaded_at": row[4],
-        "content_type": row[5],
-        "replaced_at": replaced_at,
-    }
-
-
 _OPS = tuple(Op)
 
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 
 from runstead.model.accounts import Namespace
 from runstead.model.buckets import Batch, Bucket, BucketFile, Change, Folder, NewFile, Op, behind, behind_folder
@@ -40,7 +40,6 @@ from runstead.stores.bucket_rows import (
     changes_to,
     file_from,
     file_to,
-    kept_to,
     new_file_from,
 )
 from runstead.stores.bucket_tables import DELETED, LIVE, bucket_batches, bucket_files, bucket_history, buckets
@@ -227,13 +226,17 @@ def _write(
 ) -> None:
     replaced = [present[change.path] for change in changes if change.op is not Op.ADD]
     added = [change.file for change in changes if change.file is not None]
-    transaction.run_many(_KEEP, [kept_to(bucket, row, version, at) for row in replaced])
-    transaction.run_many(
-        _PUT, [file_to(bucket, change.path, change.file, at) for change in changes if change.file is not None]
-    )
-    transaction.run_many(
-        _REMOVE, [{"bucket": bucket, "path": change.path} for change in changes if change.file is None]
-    )
+    if replaced:
+        paths = text_list(row[0] for row in replaced)
+        transaction.run(_KEEP, {"bucket": bucket, "paths": paths, "version": version, "replaced_at": at})
+    if len(added) < len(changes):
+        paths = text_list(change.path for change in changes if change.file is None)
+        transaction.run(_REMOVE, {"bucket": bucket, "paths": paths})
+    rows = [file_to(bucket, change.path, change.file, at) for change in changes if change.file is not None]
+    if transaction.takes_lists and rows:
+        transaction.run(_PUT_ALL, {name: [row[name] for row in rows] for name in rows[0]})
+    else:
+        transaction.run_many(_PUT, rows)
     transaction.run(
         _UPDATE,
         {
@@ -299,17 +302,35 @@ _UPDATE = (
 
 _of_bucket = bucket_files.c.bucket == bindparam("bucket")
 _FILES = select(*FILE_COLUMNS).where(_of_bucket, one_of(bucket_files.c.path, "paths"))
-_NEW = insert(bucket_files).values(_binds(*bucket_files.c.keys()))
-_PUT = _NEW.on_conflict_do_update(
-    index_elements=[bucket_files.c.bucket, bucket_files.c.path],
-    set_={
-        name: _NEW.excluded[name]
-        for name in bucket_files.c.keys()  # noqa: SIM118
-        if name not in ("bucket", "path")
-    },
+
+
+def _put(new: Insert) -> Insert:
+    return new.on_conflict_do_update(
+        index_elements=[bucket_files.c.bucket, bucket_files.c.path],
+        set_={
+            column.name: new.excluded[column.name] for column in bucket_files.c if column.name not in ("bucket", "path")
+        },
+    )
+
+
+_PUT = _put(insert(bucket_files).values(_binds(*bucket_files.c.keys())))
+# The same for lists, one per column.
+_PUT_ALL = _put(
+    insert(bucket_files).from_select(
+        list(bucket_files.c),
+        select(*(func.unnest(bindparam(column.name, type_=ARRAY(column.type))) for column in bucket_files.c)),
+    )
 )
-_REMOVE = delete(bucket_files).where(_of_bucket, bucket_files.c.path == bindparam("path"))
-_KEEP = insert(bucket_history).values(_binds(*bucket_history.c.keys()))
+_REMOVE = delete(bucket_files).where(_of_bucket, one_of(bucket_files.c.path, "paths"))
+_KEEP = insert(bucket_history).from_select(
+    ["bucket", *(column.name for column in FILE_COLUMNS), "version", "replaced_at"],
+    select(
+        bucket_files.c.bucket,
+        *FILE_COLUMNS,
+        bindparam("version", type_=BigInteger),
+        bindparam("replaced_at", type_=BigInteger),
+    ).where(_of_bucket, one_of(bucket_files.c.path, "paths")),
+)
 _LOG = insert(bucket_batches).values(_binds(*bucket_batches.c.keys()))
 
 _TREE = (

@@ -67,6 +67,7 @@ class Statements:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._compiled: dict[ClauseElement, Compiled] = {}
+        self.takes_lists = dialect.name == "postgresql"
 
     def __getitem__(self, statement: ClauseElement) -> Compiled:
         compiled = self._compiled.get(statement)
@@ -109,6 +110,11 @@ class Transaction:
     def __init__(self, connection: Connection, statements: Statements) -> None:
         self._connection = connection
         self._statements = statements
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether a list may be bound as an array: many rows in one statement, where each statement is a journey."""
+        return self._statements.takes_lists
 
     def rows(self, statement: ClauseElement, parameters: Parameters = _NONE) -> list[Row]:
         """Run a statement and return all its rows."""
