@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -146,6 +147,33 @@ def test_a_volume_may_be_at_any_path(api: Api, filled: str, at: str) -> None:
     ended = api.ended(job["id"])
     assert ended["status"]["stage"] == "COMPLETED", (ended["status"], api.lines(job["id"]))
     assert files(api, filled)[name] == "new\n"
+
+
+def test_a_server_that_is_not_root_has_volumes_too(tmp_path: Path) -> None:
+    program = ("unshare", "--user", "--map-root-user", sys.executable, "-m", "runstead.cli")
+    server = Server(tmp_path / "data", ("--stop-jobs-at-exit",), program=program).start()
+    try:
+        api, bucket = Api(server), make_bucket(make_client("2.4.0", server, tmp_path))
+        for at in ("/data", "/mnt/new", "/workspace/new"):
+            job = api.shell(f"set -e; cat {at}/in/1.txt; echo > {at}/out{at[1:3]}", volumes=[volume(bucket, at)])
+            assert api.ended(job["id"])["status"]["stage"] == "COMPLETED", api.lines(job["id"])
+        assert {"outda", "outmn", "outwo"} <= set(files(api, bucket))
+    finally:
+        server.stop()
+
+
+def test_jobs_that_end_with_their_server_save_what_they_wrote(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", ("--stop-jobs-at-exit",)).start()
+    api, bucket = Api(server), make_bucket(make_client("2.4.0", server, tmp_path))
+    job = api.shell("echo x > /data/x; echo is ready; sleep 100", volumes=[volume(bucket)])
+    assert eventually(lambda: said(server, b"is ready"), 30)
+    server.stop()
+    server.start()
+    try:
+        assert api.stage(job["id"]) == "CANCELED"
+        assert files(api, bucket)["x"] == "x\n"
+    finally:
+        server.stop()
 
 
 def test_what_is_read_only_cannot_be_written(api: Api, filled: str) -> None:

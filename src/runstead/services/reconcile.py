@@ -19,7 +19,7 @@ from runstead.kit.clock import Clock
 from runstead.logs.interface import LogStore
 from runstead.model.errors import Invalid, NotFound, RunsteadError, Unavailable, Unsupported
 from runstead.model.jobs import FailureClass, Job, Phase, Transition
-from runstead.model.launches import Handle
+from runstead.model.launches import Handle, Observation
 from runstead.model.volumes import Flushed, Mount
 from runstead.services import decide as steps
 from runstead.services.launching import Launching
@@ -197,9 +197,11 @@ class Reconcile:
         """Take steps until there is nothing to do for this job right now."""
         job = await self._store.get(job_id)
         saved: steps.Saved = None
+        seen: Observation | None = None
         while job is not None and job_id in self._active:
             self._active[job_id] = job
-            seen = (await self._executor.poll([_handle(job)]))[0] if job.handle is not None else None
+            if saved is None:  # else it is over, and how it ended was seen before it was removed
+                seen = (await self._executor.poll([_handle(job)]))[0] if job.handle is not None else None
             step = steps.decide(job, seen, self._clock.now(), saved)
             match step:
                 case steps.Wait():

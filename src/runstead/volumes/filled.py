@@ -85,7 +85,7 @@ class FilledVolumes(VolumeProvider):
         folder = self._folders.folder(job_id, attempt)
         if not await asyncio.to_thread(Path(folder.path).is_dir):
             raise NotFound(f"nothing of this attempt is on this machine: {job_id}-{attempt}")
-        saved = await asyncio.to_thread(folder.saved)
+        saved = await asyncio.to_thread(self._folders.saved, folder)
         if saved is None:
             try:
                 requests = await self._requests(job_id, attempt)

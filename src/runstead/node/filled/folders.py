@@ -1,10 +1,11 @@
 """The folders of all attempts with volumes on a node: found, given back, kept."""
 
 import os
+from typing import Any
 
 from runstead.node import removal, rundir
 from runstead.node.filled.folder import Folder
-from runstead.node.filled.saving import find_changes
+from runstead.node.filled.saving import nothing_to_save
 
 _TRASH = ".trash-"
 
@@ -53,12 +54,16 @@ class Folders:
         """Return (job_id, attempt) of the attempts of which something is kept."""
         return _attempts(self._unsaved)
 
+    def saved(self, folder: Folder) -> dict[str, Any] | None:
+        """Return what was saved of an attempt that has ended; None when something is in no bucket."""
+        return folder.saved() or nothing_to_save(folder)
+
     def release(self, job_id: str, attempt: int, *, keep_unsaved: bool) -> str | None:
         """Remove a folder; return where it is kept instead, because something in it is in no bucket."""
         folder = self.folder(job_id, attempt)
         if not os.path.isdir(folder.path):
             return None
-        if keep_unsaved and has_unsaved(folder):
+        if keep_unsaved and self.saved(folder) is None:
             return self._keep(folder, self.kept_path(job_id, attempt))
         # Renamed first: a crash must not leave half a folder that looks whole.
         name = f"{_TRASH}{os.path.basename(folder.path)}-{os.urandom(4).hex()}"
@@ -75,14 +80,6 @@ class Folders:
         if folder.path != target:
             os.rename(folder.path, target)
         return target
-
-
-def has_unsaved(folder: Folder) -> bool:
-    """Say whether there is something of an attempt that has ended which is in no bucket."""
-    if folder.saved() is not None:
-        return False
-    writable = [one["index"] for one in folder.prepared() or () if not one["read_only"]]
-    return any(not find_changes(folder.files_path(i), folder.known(i)).is_empty for i in writable)
 
 
 def _attempts(path: str) -> list[tuple[str, int]]:

@@ -25,13 +25,32 @@ class Changes:
     written: list[tuple[str, os.stat_result]] = field(default_factory=list[tuple[str, os.stat_result]])
     doubtful: list[tuple[str, os.stat_result]] = field(default_factory=list[tuple[str, os.stat_result]])
     gone: list[str] = field(default_factory=list[str])
-    left_out: list[str] = field(default_factory=list[str])  # neither files nor folders: never saved
-    impossible: list[str] = field(default_factory=list[str])  # files that no bucket can hold
+    left_out: "Named" = field(default_factory=lambda: Named())  # neither files nor folders: never saved
+    impossible: "Named" = field(default_factory=lambda: Named())  # files that no bucket can hold
 
     @property
     def is_empty(self) -> bool:
         """Whether everything is in the bucket."""
-        return not (self.written or self.doubtful or self.gone or self.impossible)
+        return not (self.written or self.doubtful or self.gone or self.impossible.count)
+
+
+class Named:
+    """Things of which only the first are named, however many there are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if self.count <= _MOST_NOTES:
+            self._first.append(text)
+
+    def texts(self) -> list[str]:
+        """Return the first, and how many more there are."""
+        more = self.count - len(self._first)
+        return [*self._first, f"and {more} more like these"] if more else list(self._first)
 
 
 def find_changes(root: str, known: Mapping[str, KnownFile]) -> Changes:
@@ -41,7 +60,7 @@ def find_changes(root: str, known: Mapping[str, KnownFile]) -> Changes:
     for path, found in _walk(root, "", changes.left_out):
         problem = path_problem(path)
         if problem is not None:
-            changes.impossible.append(f"{os.fsencode(path)[:200]!r}: {problem}")
+            changes.impossible.add(f"{os.fsencode(path)[:200]!r}: {problem}")
             continue
         seen.add(path)
         before = known.get(path)
@@ -53,7 +72,19 @@ def find_changes(root: str, known: Mapping[str, KnownFile]) -> Changes:
     return changes
 
 
-def _walk(root: str, inside: str, left_out: list[str]) -> Iterator[tuple[str, os.stat_result]]:
+def nothing_to_save(folder: Folder) -> dict[str, Any] | None:
+    """Return what was saved of an attempt that has ended, if nothing is missing; else None."""
+    notes = folder.prepared_notes()
+    for one in folder.prepared() or ():
+        if not one["read_only"]:
+            changes = find_changes(folder.files_path(one["index"]), folder.known(one["index"]))
+            if not changes.is_empty:
+                return None
+            notes += changes.left_out.texts()
+    return {**folder.counted(), "notes": notes}
+
+
+def _walk(root: str, inside: str, left_out: Named) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the files below a folder; what is neither file nor folder goes to `left_out`."""
     folders = [inside]
     while folders:
@@ -68,7 +99,7 @@ def _walk(root: str, inside: str, left_out: list[str]) -> Iterator[tuple[str, os
                     yield path, found
                 else:
                     kind = "symbolic link" if stat.S_ISLNK(found.st_mode) else "special file"
-                    left_out.append(f"{path!r} is not saved: it is a {kind}, which a bucket cannot hold")
+                    left_out.add(f"{path!r} is not saved: it is a {kind}, which a bucket cannot hold")
 
 
 def _opened(path: str) -> str:
@@ -104,10 +135,10 @@ class Saving:
             part = changes.gone[start : start + _MOST_OPERATIONS]
             hub.batch([{"type": "deleteFile", "path": _joined(inside, path)} for path in part])
             self._folder.remember(index, dict.fromkeys(part))
-        if changes.impossible:
-            raise BackendFailure(f"no bucket can hold {len(changes.impossible)} of the files: {changes.impossible[0]}")
-        more = len(changes.left_out) - _MOST_NOTES
-        return changes.left_out[:_MOST_NOTES] + ([f"and {more} more like these"] if more > 0 else [])
+        if changes.impossible.count:
+            first = changes.impossible.texts()[0]
+            raise BackendFailure(f"no bucket can hold {changes.impossible.count} of the files: {first}")
+        return changes.left_out.texts()
 
     def _really_changed(
         self, index: int, root: str, doubtful: Sequence[tuple[str, os.stat_result]]
