@@ -91,6 +91,7 @@ class Node:
     cache_bytes: int = 2 << 30
     patience: float = 3.0
     stall: float = 2.0
+    private_ids: bool = False
     requests: dict[tuple[str, int], list[MountRequest]] = field(default_factory=dict)
     provider: fuse.FuseVolumes = field(init=False)
 
@@ -106,7 +107,7 @@ class Node:
         self.provider = fuse.FuseVolumes(
             self.data_dir,
             again,
-            private_ids=False,
+            private_ids=self.private_ids,
             cache_bytes=self.cache_bytes,
             patience_seconds=self.patience,
             stall_seconds=self.stall,

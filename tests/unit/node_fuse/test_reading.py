@@ -6,6 +6,7 @@ import mmap
 import os
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from clients import eventually
 from node_fuse.conftest import Bucket, Node
+from runstead.node import places
 
 MB = 1 << 20
 
@@ -34,6 +36,22 @@ def test_a_tree_is_as_the_bucket_has_it(node: Node, bucket: Bucket, tmp_path: Pa
         (root / "nothing").read_bytes()
     with pytest.raises(NotADirectoryError):
         (root / "a.txt" / "x").read_bytes()
+
+
+def test_files_belong_to_the_namespace_of_the_job(node: Node, bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put({"d/f": b"f"}, tmp_path / "up")
+    node.private_ids = True
+    node.new_provider()
+    root = node.mount(bucket, "owner")
+    user = places.first_id(str(node.data_dir), "owner")
+    for path in (root, root / "d", root / "d/f"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (user, user)
+    code = "import os,sys; os.chdir(sys.argv[1]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]));"
+    code += "open('new','w').write('x'); os.mkdir('sub'); os.remove('d/f'); print(open('new').read())"
+    done = subprocess.run([sys.executable, "-c", code, root, str(user)], capture_output=True, text=True)
+    assert done.stdout == "x\n", done.stderr
+    node.flush(root)
+    assert bucket.files() == {"new": b"x"}
 
 
 def test_a_folder_of_a_bucket_read_only(node: Node, bucket: Bucket, tmp_path: Path) -> None:

@@ -132,9 +132,13 @@ class FileSystem:
             event.wait()
             return
         try:
-            listing = self._source.level(path)
+            listing = self._source.level(path, hurry=folder.known)
             with self._lock:
                 self._tree.set_listing(folder, listing, epoch)
+        except OSError as error:
+            with self._lock:
+                if error.errno != errno.EIO or not self._tree.make_do(folder):
+                    raise
         finally:
             with self._lock:
                 del self._refreshing[folder.id]

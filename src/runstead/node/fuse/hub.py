@@ -46,9 +46,9 @@ class Hub(Source):
         """See that the bucket is there and may be read. Raises as everything here does."""
         persist(lambda: self._web.json("GET", self._api, self._headers), self._patience)
 
-    def level(self, path: str) -> Folder:
+    def level(self, path: str, *, hurry: bool = False) -> Folder:
         """Return one level of the tree."""
-        return persist(lambda: self._level(path), self._patience)
+        return persist(lambda: self._level(path), 0 if hurry else self._patience)
 
     def _level(self, path: str) -> Folder:
         prefix = self._full(path)

@@ -24,7 +24,7 @@ _COMPACT_LINES = 20_000
 class Intent:
     """What one path shall be."""
 
-    __slots__ = ("content", "failure", "number", "open", "path", "stage", "tried")
+    __slots__ = ("content", "failure", "number", "open", "path", "sent", "stage", "tried")
 
     def __init__(self, number: int, path: str, stage: str | None, content: Content | None, *, is_open: bool) -> None:
         self.number = number  # grows with every change: an upload of an older number is of no use
@@ -33,6 +33,7 @@ class Intent:
         self.content = content
         self.open = is_open  # being written: not to be uploaded yet
         self.tried = False  # the bucket may have it, or may have had it, already
+        self.sent: tuple[bytes | None] | None = None  # the hash that the bucket is being told, None for nothing
         self.failure: str | None = None  # why the bucket does not take it
 
     @property

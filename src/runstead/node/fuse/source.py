@@ -47,8 +47,8 @@ class Source(ABC):
     """
 
     @abstractmethod
-    def level(self, path: str) -> Folder:
-        """Return one level of the tree; empty for a folder that is not there."""
+    def level(self, path: str, *, hurry: bool = False) -> Folder:
+        """Return one level of the tree; empty for a folder that is not there. In a hurry it is tried only once."""
 
     @abstractmethod
     def all_below(self, path: str) -> Mapping[str, Content]:

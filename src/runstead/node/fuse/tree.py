@@ -16,6 +16,7 @@ FOLDER_MODE, FILE_MODE = 0o777, 0o666
 READ_ONLY_FOLDER_MODE, READ_ONLY_FILE_MODE = 0o555, 0o444
 _SECONDS_UNSEEN = 1.0  # how long a listing holds when nobody tells of changes
 _SECONDS_LIVE = 60.0
+_SECONDS_WITHOUT = 3.0  # how long an old one is used before a store that fails is asked again
 _MOST_LISTED = 200_000
 _NEVER_FORGOTTEN = 1 << 60  # of nodes of another daemon: how often the kernel knows them is not known
 _MILLISECOND = 1_000_000  # what the store keeps of a time
@@ -39,6 +40,7 @@ class Node:
         "id",
         "is_folder",
         "kept",
+        "known",
         "listed_at",
         "listing",
         "lookups",
@@ -69,6 +71,7 @@ class Node:
         self.children: dict[str, Node] = {}
         self.listing: dict[str, Content | None] = {}
         self.listed_at = 0.0
+        self.known = False  # it has a listing, be it an old one
         self.epoch = 0  # grows when a listing that is on its way becomes worthless
         self.kept = False  # made here: it is there even if it is empty
 
@@ -143,6 +146,7 @@ class Tree:
             return False
         self._listed += len(listing) - len(folder.listing)
         folder.listing = listing
+        folder.known = True
         folder.listed_at = time.monotonic()
         path = self.path(folder)
         for name in [n for n in self._hidden if n.rpartition("/")[0] == path]:
@@ -159,7 +163,14 @@ class Tree:
             if self._listed <= _MOST_LISTED // 2:
                 return
             self._listed -= len(folder.listing)
-            folder.listing, folder.listed_at = {}, 0.0
+            folder.listing, folder.listed_at, folder.known = {}, 0.0, False
+
+    def make_do(self, folder: Node) -> bool:
+        """The store cannot be asked: use the listing there is for a while; False if there is none."""
+        if folder.known:
+            life = _SECONDS_LIVE if self.live else _SECONDS_UNSEEN
+            folder.listed_at = time.monotonic() - life + _SECONDS_WITHOUT
+        return folder.known
 
     def changed(self, path: str | None, file_hash: bytes | None) -> None:
         """The store has this at the path now, nothing for None; without a path, anything may have changed."""
@@ -168,6 +179,9 @@ class Tree:
                 node.listed_at = 0.0
                 node.epoch += 1
             return
+        intent = self._journal.get(path)
+        if intent is not None and intent.sent == (file_hash,):
+            return  # what we are about to hear ourselves
         folder, name = self._known_folder(path)
         if folder is not None:
             there = folder.listing.get(name)
@@ -184,7 +198,7 @@ class Tree:
             folder.epoch += 1  # a listing on its way may be older than this
             if content is None:
                 folder.listed_at = 0.0  # a folder may have become empty, and vanished
-            elif folder.listing or folder.listed_at:
+            elif folder.known:
                 self._note(folder, path, content)
         folder, name = self._known_folder(path)
         if folder is not None and content is None and folder.listing.get(name) is not None:
@@ -285,7 +299,7 @@ class Tree:
         node = self._replace(folder, name, folder.children.get(name), is_folder=is_folder)
         node.mode = mode
         if is_folder:
-            node.kept = True
+            node.kept = node.known = True
             node.listed_at = time.monotonic()
             self._show(self.path(node))
         self.touch(folder)
