@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 from runstead.node.filled.cache import ContentCache
+from runstead.node.filled.changes import find_changes
 from runstead.node.filled.filling import _fitting
 from runstead.node.filled.folder import Folder, KnownFile
 from runstead.node.filled.folders import Folders
 from runstead.node.filled.hub import BucketFile
-from runstead.node.filled.saving import find_changes
 
 ONE, TWO = KnownFile("a" * 64, 1, 2, 3, 4), KnownFile("b" * 64, 5, 6, 7, 8)
 

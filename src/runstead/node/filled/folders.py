@@ -4,8 +4,8 @@ import os
 from typing import Any
 
 from runstead.node import removal, rundir
+from runstead.node.filled.changes import nothing_to_save
 from runstead.node.filled.folder import Folder
-from runstead.node.filled.saving import nothing_to_save
 
 _TRASH = ".trash-"
 
