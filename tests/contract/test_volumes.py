@@ -20,6 +20,7 @@ from clients import Client, Server, eventually, make_client
 from runstead.model.errors import BackendFailure, NotFound, Unavailable
 from runstead.model.volumes import Mount, MountRequest, Volume, VolumeKind
 from runstead.volumes.filled import FilledVolumes
+from runstead.volumes.fuse import FuseVolumes, problem
 from runstead.volumes.interface import VolumeProvider
 
 FILES = {
@@ -30,7 +31,10 @@ FILES = {
     "in/same.txt": b"first",
     "elsewhere/c.txt": b"ccc",
 }
-PROVIDERS = ("filled",)
+PROVIDERS = ("filled", "fuse")
+# What follows from volumes being plain folders: mounts refuse at once what no bucket can hold, read what is asked for
+# and nothing before, and are gone on with by another program (tests/unit/node_fuse).
+plain_folders = pytest.mark.parametrize("bench", ["filled"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,7 @@ class Bench:
     data_dir: Path
     server: Server
     bucket: str
+    kind: str = "filled"
     job_id: str = "a" * 24
     volumes: list[Volume] = field(default_factory=list)
 
@@ -91,6 +96,8 @@ def quoted(path: str) -> str:
 async def bench(
     request: pytest.FixtureRequest, server: Server, client: Client, tmp_path: Path
 ) -> AsyncGenerator[Bench]:
+    if request.param == "fuse" and problem() is not None:
+        pytest.skip(str(problem()))
     name = f"b{os.urandom(4).hex()}"
     bucket = f"{server.owner}/{name}"
     client.python(
@@ -100,17 +107,20 @@ async def bench(
         "files['in/deep/er/b.bin'] = random.Random(7).randbytes(300_000)\n"
         f"api.batch_bucket_files({bucket!r}, add=[(data, path) for path, data in files.items()])"
     )
-    made = Bench(None, tmp_path / "data", server, bucket)  # type: ignore[arg-type]
+    made = Bench(None, tmp_path / "data", server, bucket, request.param)  # type: ignore[arg-type]
     made.provider = make_provider(request.param, made)
     await made.provider.open()
     yield made
     await made.provider.release(made.job_id, 1, keep_unflushed=False)
+    if isinstance(made.provider, FuseVolumes):
+        await made.provider.dismiss()
     await made.provider.close()
 
 
 def make_provider(kind: str, bench: Bench) -> VolumeProvider:
-    assert kind == "filled"
     (bench.data_dir / "node").mkdir(parents=True, exist_ok=True)
+    if kind == "fuse":
+        return FuseVolumes(bench.data_dir, bench.requests, private_ids=False, cache_bytes=1 << 30)
     return FilledVolumes(bench.data_dir, bench.requests, private_ids=False, cache_bytes=1 << 30)
 
 
@@ -173,10 +183,11 @@ async def test_flushing_again_says_the_same(bench: Bench) -> None:
     root = await bench.prepared()
     (root / "new").write_bytes(b"n")
     first = await bench.provider.flush(bench.job_id, 1, 60)
-    assert first == await make_provider("filled", bench).flush(bench.job_id, 1, 60)
+    assert first == await make_provider(bench.kind, bench).flush(bench.job_id, 1, 60)
     assert first.files == 1
 
 
+@plain_folders
 async def test_links_and_special_files_are_left_out_and_named(bench: Bench) -> None:
     root = await bench.prepared()
     (root / "link").symlink_to("/etc/passwd")
@@ -188,6 +199,7 @@ async def test_links_and_special_files_are_left_out_and_named(bench: Bench) -> N
     assert set(bench.files()) == set(FILES)
 
 
+@plain_folders
 async def test_a_file_that_no_bucket_can_hold_fails_after_all_others_were_saved(bench: Bench) -> None:
     root = await bench.prepared()
     (root / "good").write_bytes(b"g")
@@ -250,6 +262,7 @@ async def test_a_bucket_that_is_not_there_is_not_found(bench: Bench) -> None:
         await bench.prepare()
 
 
+@plain_folders
 async def test_the_second_reader_moves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.mounts(Volume(VolumeKind.BUCKET, bench.bucket, "/data", "in", read_only=True))
     await bench.prepare()
@@ -264,6 +277,7 @@ async def test_the_second_reader_moves_nothing(bench: Bench, monkeypatch: pytest
     await bench.provider.release(bench.job_id, 2, keep_unflushed=True)
 
 
+@plain_folders
 async def test_damaged_content_is_never_shown(bench: Bench) -> None:
     bench.mounts(Volume(VolumeKind.BUCKET, bench.bucket, "/data", "in", read_only=True))
     objects = bench.server.data_dir / "content"
@@ -307,6 +321,7 @@ async def test_saving_ends_in_time_when_the_server_stays_away_and_nothing_is_los
     assert (await bench.provider.flush(bench.job_id, 1, 60)).files == 1
 
 
+@plain_folders
 async def test_a_program_that_is_killed_is_no_end(bench: Bench) -> None:
     root = await bench.prepared()
     for i in range(20):

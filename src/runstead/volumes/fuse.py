@@ -120,6 +120,10 @@ class FuseVolumes(VolumeProvider):
             os.close(self._folder)
             self._folder = -1
 
+    async def dismiss(self) -> None:
+        """Have the program end, if it serves nothing; for who leaves a data directory for good."""
+        await self._ask_if_there(self._name, {"op": "leave"}, 5)
+
     async def prepare(self, requests: Sequence[MountRequest]) -> list[Mount]:
         """See VolumeProvider."""
         first = requests[0]

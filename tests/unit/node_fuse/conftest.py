@@ -94,6 +94,7 @@ class Node:
     private_ids: bool = False
     requests: dict[tuple[str, int], list[MountRequest]] = field(default_factory=dict)
     provider: fuse.FuseVolumes = field(init=False)
+    providers: list[fuse.FuseVolumes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.new_provider()
@@ -113,6 +114,7 @@ class Node:
             stall_seconds=self.stall,
         )
         asyncio.run(self.provider.open())
+        self.providers.append(self.provider)
 
     def mount(self, bucket: Bucket, job: str, folder: str = "", *, read_only: bool = False, attempt: int = 1) -> Path:
         job_id = job.encode().hex().ljust(24, "0")[:24]
@@ -146,8 +148,9 @@ class Node:
     def stop(self) -> None:
         for job_id, attempt in self.owned():
             asyncio.run(self.provider.release(job_id, attempt, False))
-        asyncio.run(self.provider._ask_if_there(self.provider._name, {"op": "leave"}, 10))
-        asyncio.run(self.provider.close())
+        for provider in self.providers:
+            asyncio.run(provider.dismiss())
+            asyncio.run(provider.close())
         with open("/proc/self/mountinfo", encoding="utf-8") as lines:
             left = [line.split()[4] for line in lines if str(self.data_dir) in line and " - fuse." in line]
         for path in left:

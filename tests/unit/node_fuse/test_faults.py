@@ -103,7 +103,7 @@ def test_writing_goes_on_without_a_store(node: Node, bucket: Bucket, proxy: faul
     (root / "f").write_bytes(_bytes(300_000))
     (root / "before").unlink()
     assert (root / "f").read_bytes() == _bytes(300_000)
-    with pytest.raises(Unavailable, match="2 of the job's changes are not in its buckets.*unsaved"):
+    with pytest.raises(Unavailable, match=r"2 of the job's changes are not in its buckets.*unsaved"):
         node.flush(root, 1.5)
     proxy.heal()
     node.flush(root)

@@ -49,6 +49,7 @@ class Daemon:
 
     def __init__(self, node: str, settings: "Mapping[str, Any]", keeper: socket.socket, generation: int) -> None:
         self._keeper = keeper
+        self._parent = os.getppid()
         self._generation = generation
         self._web = Web(float(settings["stall_seconds"]))
         self._patience = float(settings["patience_seconds"])
@@ -78,6 +79,9 @@ class Daemon:
     def tidy(self) -> None:
         """Give back what was not needed for a while; called now and then."""
         self._carrier.rest()
+        with self._lock:
+            if os.getppid() != self._parent and not self._mounts:
+                os._exit(0)  # the keeper was killed, and there is nothing to serve
 
     def _attend(self, connection: socket.socket) -> None:
         with connection:
