@@ -79,7 +79,7 @@ def test_jobs_that_still_run_are_gone(tmp_path: Path, number: signal.Signals | N
     first = process.stdout.readline()
     assert first == "running\n", process.communicate(timeout=60)
     if number is not None:
-        assert any(line.startswith("sleep") for line in processes(marker))
+        assert wait_until(lambda: any(line.startswith("sleep") for line in processes(marker)), 10)
         process.send_signal(number)
     _, complaints = process.communicate(timeout=60)
     assert process.returncode == (0 if number is None else 128 + number), complaints
