@@ -67,6 +67,8 @@ from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
 from runstead.volumes.filled import FilledVolumes
+from runstead.volumes.fuse import FuseVolumes
+from runstead.volumes.fuse import problem as mount_problem
 from runstead.volumes.interface import VolumeProvider
 from runstead.web.context import WebContext
 from runstead.web.routes import with_pages
@@ -200,6 +202,7 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
             log_limit_bytes=chosen.log_limit_bytes,
             pass_environment=chosen.pass_environment,
             grace_seconds=settings.jobs.cancel_grace_seconds,
+            pids_limit=chosen.pids_limit,
             server_port=port,
             machine=_machine(settings),
         ),
@@ -226,8 +229,13 @@ def build_objects(settings: Settings) -> ObjectStore:
 
 
 def build_volumes(settings: Settings, requests: MountRequests, *, private_ids: bool) -> VolumeProvider:
-    """Return what serves volumes on this machine."""
-    return FilledVolumes(
+    """Return what serves volumes on this machine. Raises Unavailable when mounts are asked for and not possible."""
+    kind = FilledVolumes
+    if settings.executor.volumes == "mount":
+        if (lacking := mount_problem()) is not None:
+            raise Unavailable(f'executor.volumes = "mount" is not possible here: {lacking}')
+        kind = FuseVolumes
+    return kind(
         settings.server.data_dir,
         requests.of_attempt,
         private_ids=private_ids,

@@ -253,6 +253,12 @@ class ExecutorSettings(Section):
         description='IPv4 network that private job networks are cut from, such as "10.213.0.0/16". Unset: one that '
         "this machine has no route to.",
     )
+    volumes: Literal["fill", "mount"] = Field(
+        default="fill",
+        description="How buckets appear in jobs. `fill` brings all files of a volume to the machine before the command "
+        "starts and saves what changed when it has ended. `mount` reads what a job opens, when it opens it, and "
+        "uploads files behind as they are closed; it needs a server that runs as root and /dev/fuse, and is younger.",
+    )
     log_limit_bytes: Size = Field(
         default=1_000_000_000,
         description="Largest log of one job, in bytes. What comes after is dropped, and the log says so: one loop "
