@@ -222,16 +222,11 @@ async def memory(bench: Bench) -> None:
     connection = Connection(bench)
     say("resident memory of the idle server", f"{bench.resident_bytes() / 1e6:.0f} MB", "≤ 120 MB")
     job = await connection.request("POST", f"/api/jobs/{bench.owner}", spec("sleep", "30"))
-    shares: list[tuple[str, float, float]] = []
-    for folder in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            name = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if folder.name.isdigit() and job["id"] in name + folder.joinpath("comm").read_text():
-                rollup = folder.joinpath("smaps_rollup").read_text()
-                kilobytes = {line.split()[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
-                shares.append((name[:60], kilobytes["Rss:"] / 1000, kilobytes["Pss:"] / 1000))
-    for name, resident, own in shares:
-        say(f"a running job's `{name.strip()}`", f"{resident:.1f} MB resident, {own:.1f} MB its share", "≤ 12 MB")
+    facts = json.loads(bench.data_dir.joinpath("node", "attempts", f"{job['id']}-1", "attempt.json").read_text())
+    rollup = Path(f"/proc/{facts['supervisor']}/smaps_rollup").read_text()
+    kilobytes = {line.split()[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
+    resident, share = kilobytes["Rss:"] / 1000, kilobytes["Pss:"] / 1000
+    say("the supervisor of a running job", f"{resident:.1f} MB resident, {share:.1f} MB its share", "≤ 12 MB")
     await connection.request("POST", f"/api/jobs/{bench.owner}/{job['id']}/cancel")
 
 
