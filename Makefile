@@ -15,8 +15,7 @@ run: ## start a throw-away server and run real jobs on it with the real client
 test: system-packages ## all checks, then all tests
 	@$(SETUP) test
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/pytest $(PYTEST) || { echo "== what failed, once more and alone: a busy machine is no defect"; \
-		$(BIN)/pytest --last-failed --last-failed-no-failures none $(PYTEST); }
+	$(BIN)/pytest $(PYTEST)
 
 check: lint types imports ## all but the tests: lint, format, types, import contracts, generated pages
 
