@@ -339,7 +339,7 @@ def test_a_follower_sees_every_line_once_though_the_server_is_restarted(
     own_server: Server, through: Server, tmp_path: Path, way: str
 ) -> None:
     api = Api(own_server)
-    job_id = api.shell("for i in $(seq 120); do echo line $i; sleep 0.05; done")["id"]
+    job_id = api.shell("for i in $(seq 300); do echo line $i; sleep 0.05; done")["id"]
     follower = make_client("2.4.0", through, tmp_path).popen("jobs", "logs", "-f", job_id)
     assert follower.stdout is not None
     seen = [follower.stdout.readline()]
@@ -349,7 +349,7 @@ def test_a_follower_sees_every_line_once_though_the_server_is_restarted(
     own_server.start()
     rest, _ = follower.communicate(timeout=60)
     lines = [line for line in ("".join(seen) + rest).splitlines() if line.startswith("line ")]
-    assert lines == [f"line {i}" for i in range(1, 121)], rest
+    assert lines == [f"line {i}" for i in range(1, 301)], rest
     assert follower.returncode == 0
     assert api.stage(job_id) == "COMPLETED"
 
