@@ -50,7 +50,8 @@ def _stamped(stamp: Path, digest: str) -> bool:
 
 
 def _uv(command: list[str | Path]) -> None:
-    variables = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
+    # The machine's own certificates: behind a company's proxy or mirror uv's built-in ones do not reach.
+    variables = {"UV_SYSTEM_CERTS": "true", **os.environ, "UV_PYTHON_DOWNLOADS": "never"}
     if certificates() == str(OWN_BUNDLE):
         variables["SSL_CERT_FILE"] = str(OWN_BUNDLE)
     if not os.access(Path.home(), os.W_OK):
