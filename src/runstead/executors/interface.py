@@ -7,9 +7,11 @@ poll as well.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from runstead.executors.inside import Inside
+from runstead.model.errors import Unsupported
 from runstead.model.hardware import Machine
 from runstead.model.launches import Handle, Launch, Observation, Usage
 
@@ -30,6 +32,9 @@ class Capabilities:
     volumes: bool = False  # whether `Launch.mounts` can be had
     without_volumes: str = "jobs cannot have volumes here"  # why not, and how to get them
     private_ids: bool = False  # whether a job's files belong to the ids of its namespace, not to the server's user
+    inside: bool = False  # whether `Executor.inside` can be had: exec, files
+    ports: bool = False  # whether `Inside.connect` can be had: exposed ports
+    without_ports: str = "ports of jobs cannot be reached here"  # why not, and how to get them
 
 
 class Executor(ABC):
@@ -43,10 +48,18 @@ class Executor(ABC):
     async def close(self) -> None:
         """Let go of connections and tasks of this process. Attempts go on."""
 
+    async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
+        """Bring what the attempt needs to this machine, its image above all. May take minutes; cancelling is fine.
+
+        `tell` is called in the event loop with a line for people whenever there is progress. Idempotent; what was
+        prepared is there for `start` to use. Raises ImageFailure with the registry's own reason, Unavailable.
+        """
+
     @abstractmethod
     async def start(self, launch: Launch) -> Handle:
         """Start the attempt and return how to find it, once its command was executed or failed to.
 
+        Without a command (`argv` is empty) the attempt stays until it is stopped: it is there for its inside.
         Idempotent per (job_id, attempt): called again, also after a crash or by another server process, it
         returns the handle of the attempt that is there, running or ended, and starts nothing. A command that
         cannot be executed is no error here: it shows as an exit record with START_FAILED.
@@ -69,6 +82,10 @@ class Executor(ABC):
 
         Idempotent. Kills what still runs. When it returns, nothing is left.
         """
+
+    async def inside(self, handle: Handle) -> Inside:
+        """Return the inside of a running attempt. Cheap; raises NotRunning when it is over, Unsupported."""
+        raise Unsupported("this executor has no way into running jobs")
 
     @abstractmethod
     async def owned(self) -> list[tuple[str, int, Handle]]:

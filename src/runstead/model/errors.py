@@ -70,3 +70,15 @@ class RepoHidden(Unauthenticated):
 
 class EntryNotFound(NotFound):
     """The bucket or repository is there, and has no such file."""
+
+
+class NotRunning(Conflict):
+    """The job, or what runs in it, is over or was never there."""
+
+
+class ImageFailure(RunsteadError):
+    """An image cannot be had; the message holds the registry's own reason. `again`: whether trying again may help."""
+
+    def __init__(self, message: str, *, again: bool = False) -> None:
+        super().__init__(message)
+        self.again = again

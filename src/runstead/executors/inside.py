@@ -1,0 +1,133 @@
+"""What an executor promises about the inside of a running attempt: programs, files, ports.
+
+The base of sandboxes, exposed ports and SSH. Everything raises `NotRunning` once the attempt is over, and
+`Unsupported` for what the backend cannot do (its capabilities say so beforehand). Paths are the attempt's own;
+links inside are followed as a program inside would follow them, never out of the attempt.
+"""
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from runstead.model.executions import Background, Command, Ended, FileEntry, Output, TerminalSize
+
+
+class Execution(ABC):
+    """A program that was started inside of an attempt and is attended to. Used by one task at a time."""
+
+    pid: int  # as processes inside see it
+
+    @abstractmethod
+    async def read(self) -> Output | None:
+        """Return the next piece of output; None when there will be none.
+
+        The program waits while nobody reads. After its end, output that its descendants hold open is awaited for
+        two seconds at most.
+        """
+
+    @abstractmethod
+    async def write(self, data: bytes) -> None:
+        """Write to standard input, waiting while the program does not read. Raises BrokenPipeError."""
+
+    @abstractmethod
+    async def end_input(self) -> None:
+        """Close standard input. Idempotent."""
+
+    @abstractmethod
+    async def wait(self) -> Ended:
+        """Return how the program ended, once it has; output may still be there to read."""
+
+    @abstractmethod
+    async def signal(self, number: int) -> None:
+        """Send a signal to the program's process group; nothing happens when it is over."""
+
+    @abstractmethod
+    async def resize(self, size: TerminalSize) -> None:
+        """Change the size of its terminal."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Kill the program with all it started, if it still runs, and let go. Idempotent."""
+
+
+class OpenFile(ABC):
+    """A regular file of an attempt, open for one purpose."""
+
+    @abstractmethod
+    async def size(self) -> int:
+        """Return its length in bytes now."""
+
+    @abstractmethod
+    async def read(self, offset: int, count: int) -> bytes:
+        """Return up to `count` bytes; fewer only at the end of the file."""
+
+    @abstractmethod
+    async def write(self, offset: int, data: bytes) -> None:
+        """Write all of `data`."""
+
+    @abstractmethod
+    async def truncate(self, size: int) -> None:
+        """Set its length in bytes; what is below stays."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of it. Idempotent. Raises OSError when what was written could not be kept."""
+
+
+class Inside(ABC):
+    """The inside of one running attempt."""
+
+    @abstractmethod
+    async def execute(self, command: Command) -> Execution:
+        """Start a program and attend to it. Raises Invalid when it cannot be executed: no such program, folder, user.
+
+        It ends with `Execution.close`, also when this server dies: nobody could collect its output any more.
+        """
+
+    @abstractmethod
+    async def spawn(self, command: Command, tag: str | None = None) -> Background:
+        """Start a program in the background; it outlives this server. Raises as `execute` does."""
+
+    @abstractmethod
+    async def background(self) -> list[Background]:
+        """List the programs in the background, oldest first; the last 256 that ended stay listed."""
+
+    @abstractmethod
+    async def kill(self, background_id: int) -> bool:
+        """Kill one with all it started; False when it is not there or had ended."""
+
+    @abstractmethod
+    async def connect(self, port: int) -> socket.socket:
+        """Return a connected, non-blocking stream socket to what listens on the port inside, on any of its addresses.
+
+        Raises ConnectionRefusedError when nothing listens.
+        """
+
+    @abstractmethod
+    async def open_file(
+        self, path: str, *, write: bool = False, mode: int | None = None, parents: bool = False, replace: bool = False
+    ) -> OpenFile:
+        """Open a regular file to read or, with `write`, to write, making it if it is not there.
+
+        `mode`: its permission bits; `parents`: make missing directories; `replace`: empty it. Raises EntryNotFound,
+        Conflict for a directory, Invalid for anything else that cannot be opened.
+        """
+
+    @abstractmethod
+    async def stat(self, path: str) -> FileEntry:
+        """Describe one name. Raises EntryNotFound, Invalid."""
+
+    @abstractmethod
+    async def list_folder(self, path: str, after: str | None, limit: int) -> Sequence[FileEntry]:
+        """Return up to `limit` entries of a directory, sorted by name, that come after `after`.
+
+        Raises EntryNotFound, Invalid for what is no directory.
+        """
+
+    @abstractmethod
+    async def make_folder(self, path: str) -> None:
+        """Make a directory and its parents; one that is there is fine. Raises Invalid."""
+
+    @abstractmethod
+    async def delete(self, path: str, *, recursive: bool) -> None:
+        """Remove a file, a link, or a directory: an empty one, or with `recursive` any. Raises EntryNotFound, Invalid."""
