@@ -130,4 +130,7 @@ class Inside(ABC):
 
     @abstractmethod
     async def delete(self, path: str, *, recursive: bool) -> None:
-        """Remove a file, a link, or a directory: an empty one, or with `recursive` any. Raises EntryNotFound, Invalid."""
+        """Remove a file, a link, or a directory: an empty one, or with `recursive` any.
+
+        Raises EntryNotFound, Invalid.
+        """

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runstead.executors.inside import Inside
-from runstead.model.errors import Unsupported
 from runstead.model.hardware import Machine
 from runstead.model.launches import Handle, Launch, Observation, Usage
 
@@ -48,6 +47,7 @@ class Executor(ABC):
     async def close(self) -> None:
         """Let go of connections and tasks of this process. Attempts go on."""
 
+    @abstractmethod
     async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
         """Bring what the attempt needs to this machine, its image above all. May take minutes; cancelling is fine.
 
@@ -83,9 +83,9 @@ class Executor(ABC):
         Idempotent. Kills what still runs. When it returns, nothing is left.
         """
 
+    @abstractmethod
     async def inside(self, handle: Handle) -> Inside:
         """Return the inside of a running attempt. Cheap; raises NotRunning when it is over, Unsupported."""
-        raise Unsupported("this executor has no way into running jobs")
 
     @abstractmethod
     async def owned(self) -> list[tuple[str, int, Handle]]:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.launching import Launcher
 from runstead.executors.machine import find_machine, gpu_devices, gpu_usage, shared_gpu_devices
@@ -30,7 +31,7 @@ from runstead.executors.view import (
     plain_view,
     prepare_tools,
 )
-from runstead.model.errors import BackendFailure, Invalid, Unavailable
+from runstead.model.errors import BackendFailure, Invalid, Unavailable, Unsupported
 from runstead.model.hardware import Machine
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation, Usage
 from runstead.node import cgroups, framing, launcher, places, processes, removal, rundir, syscalls
@@ -155,6 +156,9 @@ class ProcessExecutor(Executor):
             os.close(self._presence)
             self._presence = -1
 
+    async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
+        """See Executor. There is nothing to bring: a job sees this machine's own system."""
+
     async def start(self, launch: Launch) -> Handle:
         """See Executor."""
         name = self._name(launch.job_id, launch.attempt)
@@ -203,6 +207,10 @@ class ProcessExecutor(Executor):
             raise BackendFailure(f"what the attempt held could not be given back: {error}: {name}") from error
         if self._network is not None:
             await self._network.release(name, facts.get("address"))
+
+    async def inside(self, handle: Handle) -> Inside:
+        """See Executor."""
+        raise Unsupported(f"there is no way into running jobs yet: {handle.data.get('job_id')}")
 
     async def owned(self) -> list[tuple[str, int, Handle]]:
         """See Executor."""

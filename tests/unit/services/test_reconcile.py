@@ -1,7 +1,7 @@
 """Jobs through their whole life over a real database, with an executor whose faults the test decides."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +12,7 @@ import pytest
 
 from runstead.events.interface import JOBS, WORK
 from runstead.events.local import LocalEventBus
+from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities, Executor
 from runstead.kit.clock import SystemClock
 from runstead.logs.files import FileLogStore
@@ -62,6 +63,12 @@ class FakeExecutor(Executor):
         )
 
     async def close(self) -> None: ...
+
+    async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
+        pass
+
+    async def inside(self, handle: Handle) -> Inside:
+        raise NotImplementedError
 
     async def start(self, launch: Launch) -> Handle:
         if self.start_errors:

@@ -1,0 +1,1 @@
+"""OCI images: fetched from registries, unpacked once, kept while they are used."""

@@ -1,0 +1,1 @@
+"""The `hf_jobs` tool for agents, over MCP."""

@@ -1,0 +1,1 @@
+"""The sandbox protocol (wire-sandbox), answered by the server itself."""
