@@ -1,15 +1,26 @@
 """What an executor promises about the inside of a running attempt: programs, files, ports.
 
 The base of sandboxes, exposed ports and SSH. Everything raises `NotRunning` once the attempt is over, and
-`Unsupported` for what the backend cannot do (its capabilities say so beforehand). Paths are the attempt's own;
-links inside are followed as a program inside would follow them, never out of the attempt.
+`Unsupported` for what the backend cannot do (its capabilities say so beforehand). Paths are the attempt's own, and
+those that do not begin with a slash begin in the folder where its command began; links inside are followed as a
+program inside would follow them, never out of the attempt.
 """
 
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from runstead.model.executions import Background, Command, Ended, FileEntry, Output, TerminalSize
+from runstead.model.errors import Unsupported
+from runstead.model.executions import (
+    Background,
+    Command,
+    Compartment,
+    CompartmentLimits,
+    Ended,
+    FileEntry,
+    Output,
+    TerminalSize,
+)
 
 
 class Execution(ABC):
@@ -134,3 +145,34 @@ class Inside(ABC):
 
         Raises EntryNotFound, Invalid.
         """
+
+    async def make_compartments(self, ids: Sequence[str], limits: CompartmentLimits) -> list[Compartment]:
+        """Close off parts of the attempt, one for each id (16 hex digits), all with the same limits.
+
+        They outlive this server, as the attempt does, and end with it. Idempotent: what is there under an id is
+        returned as it is. Programs in one neither see, signal, read nor starve those in another, or the attempt's
+        own. Raises Unavailable when there is no room for one more; then none is made.
+        """
+        raise Unsupported(
+            f"parts of a job cannot be closed off here: {len(ids)} with {limits.processes} processes each"
+        )
+
+    async def compartments(self) -> list[Compartment]:
+        """List the compartments there are, oldest first."""
+        return []
+
+    async def compartment(self, compartment_id: str) -> "Inside":
+        """Return the inside of a compartment. Cheap; its methods raise EntryNotFound when it is not there.
+
+        What holds for an attempt holds for it, with these differences. A command's environment is complete (nothing
+        of the attempt's own is added) and its user is always the compartment's. Paths begin at the home, with a
+        slash or without, `..` stops there, and a link in any place but the last is refused (Invalid), as is one in
+        the last unless the link itself is meant (`stat`, `list_folder`, `delete`); entries have the path that leads
+        back to them, `/` being the home. `connect` goes to the unix socket `<home>/.sbx/proxy/<port>.sock`, and to
+        the port itself where the compartment has a network of its own.
+        """
+        raise Unsupported(f"parts of a job cannot be closed off here: {compartment_id}")
+
+    async def remove_compartments(self, ids: Sequence[str]) -> int:
+        """Kill all that runs in these and delete their homes; return how many were there. Idempotent."""
+        raise Unsupported(f"parts of a job cannot be closed off here: {len(ids)}")

@@ -32,6 +32,7 @@ class Capabilities:
     without_volumes: str = "jobs cannot have volumes here"  # why not, and how to get them
     private_ids: bool = False  # whether a job's files belong to the ids of its namespace, not to the server's user
     inside: bool = False  # whether `Executor.inside` can be had: exec, files
+    compartments: bool = False  # whether attempts can be divided: `Inside.make_compartments`
     ports: bool = False  # whether `Inside.connect` can be had: exposed ports
     without_ports: str = "ports of jobs cannot be reached here"  # why not, and how to get them
 

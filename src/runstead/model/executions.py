@@ -66,3 +66,22 @@ class FileEntry:
     size_bytes: int
     modified_at: datetime
     mode: int  # permission bits
+
+
+@dataclass(frozen=True, slots=True)
+class CompartmentLimits:
+    """What one compartment may use of its attempt, at most."""
+
+    processes: int = 256
+    memory_bytes: int = 2 * 2**30
+    cpu_millicores: int | None = None  # None: an equal share while others want it too, all of it otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Compartment:
+    """A closed-off part of an attempt, with a user id, a home, a cgroup and processes of its own."""
+
+    id: str
+    uid: int  # as processes inside see it; its group has the same number
+    home: str  # absolute; where its programs begin
+    confinement: str  # in a line, for people: what keeps it apart from its neighbours
