@@ -253,11 +253,12 @@ class ExecutorSettings(Section):
         description='IPv4 network that private job networks are cut from, such as "10.213.0.0/16". Unset: one that '
         "this machine has no route to.",
     )
-    volumes: Literal["fill", "mount"] = Field(
-        default="fill",
-        description="How buckets appear in jobs. `fill` brings all files of a volume to the machine before the command "
-        "starts and saves what changed when it has ended. `mount` reads what a job opens, when it opens it, and "
-        "uploads files behind as they are closed; it needs a server that runs as root and /dev/fuse, and is younger.",
+    volumes: Literal["auto", "fill", "mount"] = Field(
+        default="auto",
+        description="How buckets appear in jobs. `mount` reads what a job opens, when it opens it, and uploads files "
+        "behind as they are closed; it needs a server that runs as root and /dev/fuse. `fill` brings all files of a "
+        "volume to the machine before the command starts and saves what changed when it has ended. `auto` mounts "
+        "where that is possible, and fills where not.",
     )
     log_limit_bytes: Size = Field(
         default=1_000_000_000,
@@ -344,6 +345,74 @@ class StorageSettings(Section):
     )
 
 
+def _mirrors(value: tuple[str, ...]) -> tuple[str, ...]:
+    for one in value:
+        registry, separator, mirror = one.partition("=")
+        if not separator or not registry or not mirror or "://" in one:
+            raise ValueError('should list mirrors as registry=mirror, such as "docker.io=mirror.example.org"')
+    return value
+
+
+class ImageSettings(Section):
+    """Images that jobs run in: where they come from, and how long they are kept on this machine."""
+
+    pull: Literal["missing", "newer", "never"] = Field(
+        default="missing",
+        description="When the registry is asked. `missing`: for what is not on this machine; `newer`: also whether a "
+        "tag means another image by now, if that was last asked `check_hours` ago; `never`: only images that were "
+        "loaded or pulled by hand are there. An image named by its digest is never asked for again.",
+    )
+    check_hours: float = Field(
+        default=0,
+        ge=0,
+        description='With `pull = "newer"`: hours that an answer of the registry counts; 0 asks always.',
+    )
+    mirrors: Annotated[Names, AfterValidator(_mirrors)] = Field(
+        default=(),
+        description="Registries to ask first, as `registry=mirror`, such as `docker.io=mirror.example.org:5000`; what "
+        "a mirror does not have, or cannot give, comes from the registry itself.",
+    )
+    insecure: Names = Field(
+        default=(),
+        description="Registries, as host or host:port, whose certificate is not checked, or that speak plain HTTP. "
+        "Those on this machine's loopback always may.",
+    )
+    registries: Names = Field(
+        default=(),
+        description="The only registries that jobs may name images of, such as `docker.io, ghcr.io`. Empty: all.",
+    )
+    auth_file: Annotated[Path, AfterValidator(_path)] | None = Field(
+        default=None,
+        description="File with credentials of registries, in the format of Docker's `config.json`. Unset: the usual "
+        "ones of the server's user, `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`, "
+        "`~/.config/containers/auth.json`, `$DOCKER_CONFIG/config.json`, `~/.docker/config.json`; with credential "
+        "helpers. Every user of this server can use images that these give access to.",
+    )
+    store_bytes: Size = Field(
+        default=100_000_000_000,
+        description="Room for unpacked images on this machine, in bytes. Beyond it, images that no job uses are "
+        "removed, those that were not used for longest first.",
+    )
+    unused_days: float = Field(
+        default=30, ge=0, description="Days that an image which no job uses is kept; 0 keeps it for ever."
+    )
+    max_image_bytes: Size = Field(
+        default=64_000_000_000,
+        description="Largest image, unpacked, in bytes; a larger one is refused while it is unpacked.",
+    )
+    max_image_files: int = Field(
+        default=4_000_000, gt=0, description="Most files and directories of one image; one with more is refused."
+    )
+    layers_at_once: int = Field(
+        default=3, ge=1, le=16, description="Layers of an image that are fetched and unpacked at the same time."
+    )
+    stall_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="Time without a byte from a registry after which the connection is made anew, in seconds.",
+    )
+
+
 class FlavorSettings(Section):
     """A size of job that users ask for by name."""
 
@@ -362,6 +431,7 @@ class Settings(Section):
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     executor: ExecutorSettings = Field(default_factory=ExecutorSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
+    images: ImageSettings = Field(default_factory=ImageSettings)
     flavors: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")], FlavorSettings] = Field(
         default_factory=dict[str, FlavorSettings],
         description="Sizes of job, a table each. Unset: derived from what the machine has.",
@@ -379,6 +449,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "jobs": JobsSettings,
     "executor": ExecutorSettings,
     "storage": StorageSettings,
+    "images": ImageSettings,
 }
 
 
@@ -489,6 +560,7 @@ __all__ = [
     "EffectiveSettings",
     "ExecutorSettings",
     "FlavorSettings",
+    "ImageSettings",
     "JobsSettings",
     "Section",
     "ServerSettings",
