@@ -42,6 +42,7 @@ from runstead.model.jobs import (
     Stage,
     Transition,
 )
+from runstead.model.ports import Ports
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.database import Database
 from runstead.stores.interface import Admission, JobStore
@@ -391,6 +392,22 @@ class TestSetLabels:
             assert await store.page("alice", JobFilter(frozenset({Stage.RUNNING}), {"b": "2"}), None, 1) == [after]
             assert await store.count("alice", JobFilter(frozenset({Stage.SCHEDULING}), {"b": "2"})) == 0
             assert await store.count("alice", JobFilter(labels={"a": "1"})) == 0
+
+
+class TestSetPorts:
+    async def test_it_replaces_them_and_nothing_else(self, store: SqlJobStore) -> None:
+        job = await store.add(new_job(labels={"a": "1"}))
+        opened = await store.set_ports(job.id, Ports((8000, 9000), (9000,)))
+        assert opened == replace(job, spec=replace(job.spec, ports=Ports((8000, 9000), (9000,))))
+        assert await store.get(job.id) == opened
+        assert await store.set_ports(job.id, Ports()) == job
+
+    async def test_a_job_that_is_over_keeps_its_own(self, store: SqlJobStore) -> None:
+        job = await finished(store)
+        assert await store.set_ports(job.id, Ports((8000,))) == job
+
+    async def test_of_none(self, store: SqlJobStore) -> None:
+        assert await store.set_ports("0" * 24, Ports((8000,))) is None
 
 
 class TestRequestCancel:

@@ -10,6 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from runstead.model.ports import NetworkGroup, Ports
+from runstead.model.sandboxes import SandboxSpec
 from runstead.model.volumes import Volume, VolumeKind
 
 JsonObject = Mapping[str, Any]
@@ -88,6 +90,9 @@ class JobSpec:
         return self.docker_image or f"hf.co/spaces/{self.space_id}"
 
     @property
+    ports: Ports = Ports()  # these may change while the job runs
+    network: NetworkGroup | None = None
+    sandbox: SandboxSpec | None = None
     def writes_to(self) -> tuple[str, ...]:
         """The buckets that the job may write to, each once."""
         writable = [v.source for v in self.volumes if v.kind is VolumeKind.BUCKET and not v.read_only]

@@ -25,6 +25,9 @@ from runstead.model.jobs import (
 )
 from runstead.xet.terms import Terms
 from runstead.xet.xorb_layout import XorbFacts
+from runstead.model.ports import Ports
+from runstead.model.sandboxes import PooledSandbox
+from runstead.model.schedules import Fired, Firing, NewSchedule, Schedule, ScheduleEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,11 @@ class JobStore(ABC):
         """Replace all labels; return the job, or None if there is none."""
 
     @abstractmethod
-    async def request_cancel(self, job_id: str, at: datetime) -> Job | None:
+    async def set_ports(self, job_id: str, ports: Ports) -> Job | None:
+        """Replace the exposed ports of a job that is not over; return it as it is then, or None if there is none."""
+
+    @abstractmethod
+    async def request_cancel(self, job_id: str, at: datetime, reason: CancelReason = CancelReason.ASKED) -> Job | None:
         """Note that the job shall be cancelled, unless it is terminal or noted already; return it as it is now.
 
         This alone is no change of phase or stage and writes no history.

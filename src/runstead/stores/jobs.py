@@ -6,6 +6,7 @@ sees that it lost. `version` counts the changes and numbers the history.
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -45,6 +46,7 @@ from runstead.model.jobs import (
     Unset,
 )
 from runstead.stores import labels as label_rows
+from runstead.model.ports import Ports
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
 from runstead.stores.interface import Admission, JobStore, Waiting
 from runstead.stores.pages import NEWEST, SIZE, listing
@@ -61,6 +63,7 @@ from runstead.stores.rows import (
     reservation_from,
     reservation_to,
 )
+    spec_to,
 from runstead.stores.tables import (
     FINISHED,
     HOLDING,
@@ -159,7 +162,21 @@ class SqlJobStore(JobStore):
         row = await self._database.write(work)
         return None if row is None else job_from(row)
 
-    async def request_cancel(self, job_id: str, at: datetime) -> Job | None:
+    async def set_ports(self, job_id: str, ports: Ports) -> Job | None:
+        """Replace the exposed ports."""
+
+        def work(transaction: Transaction) -> Row | None:
+            row = transaction.row(_BY_ID_TO_CHANGE, {"id": job_id})
+            if row is None or job_from(row).stage.is_terminal:
+                return row
+            job = job_from(row)
+            stored = spec_to(replace(job.spec, ports=ports))
+            return transaction.row(_SET_SPEC, {"of_seq": job.seq, "new_spec": stored})
+
+        row = await self._database.write(work)
+        return None if row is None else job_from(row)
+
+    async def request_cancel(self, job_id: str, at: datetime, reason: CancelReason = CancelReason.ASKED) -> Job | None:
         """Note that the job shall be cancelled."""
         parameters = {"id": job_id, "of_id": job_id, "at": instant_to(at)}
 
@@ -458,6 +475,7 @@ _HISTORY = (
 _SET_LABELS = update(jobs).values(labels=bindparam("new_labels")).where(_OF_SEQ).returning(*JOB_COLUMNS)
 _OF_LABEL = (job_labels.c.digest == bindparam("of_digest"), job_labels.c.seq == bindparam("of_seq"))
 _DELETE_LABEL = delete(job_labels).where(*_OF_LABEL, job_labels.c.stage == bindparam("of_stage"))
+_SET_SPEC = update(jobs).values(spec=bindparam("new_spec")).where(_OF_SEQ).returning(*JOB_COLUMNS)
 # Only from an open stage a job moves to another; which of them it was need not be known.
 _MOVE_LABEL = (
     update(job_labels)

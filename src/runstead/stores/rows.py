@@ -20,6 +20,8 @@ from runstead.model.jobs import (
     Stage,
 )
 from runstead.model.volumes import Volume, VolumeKind
+from runstead.model.ports import NetworkGroup, Ports
+from runstead.model.sandboxes import Mode, SandboxSpec
 from runstead.stores.database import Row
 from runstead.stores.tables import NOBODY, accounts, job_history, jobs, tokens
 
@@ -183,6 +185,12 @@ def spec_to(spec: JobSpec) -> str:
     return json_to(value)
 
 
+    if spec.ports:
+        value["ports"] = [spec.ports.exposed, spec.ports.public]
+    if spec.network is not None:
+        value["network"] = [spec.network.name, spec.network.aliases]
+    if spec.sandbox is not None:
+        value["sandbox"] = sandbox_to(spec.sandbox)
 def spec_from(stored: str, labels: str) -> JobSpec:
     """Return the specification in its two columns."""
     value = json.loads(stored)
@@ -205,6 +213,9 @@ def spec_from(stored: str, labels: str) -> JobSpec:
     )
 
 
+        ports=Ports(*map(tuple, get("ports", ()))),
+        network=NetworkGroup(value["network"][0], tuple(value["network"][1])) if "network" in value else None,
+        sandbox=sandbox_from(value["sandbox"]) if "sandbox" in value else None,
 def volume_to(volume: Volume) -> dict[str, Any]:
     """Return a volume as it stands in a specification; fields with their usual value are left out."""
     value: dict[str, Any] = {"kind": volume.kind.value, "source": volume.source, "at": volume.mount_path}

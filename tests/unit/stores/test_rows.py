@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from runstead.model.errors import Invalid
 from runstead.model.jobs import JobSpec, Reservation
+from runstead.model.ports import NetworkGroup, Ports
+from runstead.model.sandboxes import Mode, SandboxSpec
 from runstead.model.volumes import Volume, VolumeKind
 from runstead.stores.database import reject_unstorable
 from runstead.stores.rows import (
@@ -65,6 +67,9 @@ def test_no_field_of_a_specification_is_forgotten() -> None:
         arch="l",
         tags=("m",),
         volumes=(Volume(VolumeKind.BUCKET, "n/o", "/p", "q", "r", True, "s"),),
+        ports=Ports((1, 2), (2,)),
+        network=NetworkGroup("w", ("x", "y")),
+        sandbox=SandboxSpec(Mode.POOL, 3, 4, (Volume(VolumeKind.BUCKET, "t/u", "/v"),)),
     )
     for field in fields(JobSpec):
         usual = field.default_factory() if field.default_factory is not MISSING else field.default
