@@ -12,6 +12,7 @@ JOBS = "jobs"  # a job's row changed; the key is its id
 WORK = "work"  # a job should be looked at: its attempt changed, or its cancellation was asked for; the key is its id
 LOGS = "logs"  # a job's log grew or was sealed; the key is the job's id
 BUCKETS = "buckets"  # files of a bucket changed, or who may see it; the key is its id
+SCHEDULES = "schedules"  # when a schedule runs next changed; the key is its id
 QUEUE = "queue"  # a job may be admitted now; no key
 
 

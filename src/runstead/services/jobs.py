@@ -1,12 +1,12 @@
 """What users do with jobs: submit, look, label, cancel, run again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from runstead.events.interface import JOBS, QUEUE, WORK, EventBus
 from runstead.kit.clock import Clock
 from runstead.kit.wakeup import Wakeup
-from runstead.model.accounts import Caller, Namespace, Permission
+from runstead.model.accounts import Caller, Namespace, Permission, User
 from runstead.model.errors import Invalid, NotFound
 from runstead.model.ids import is_id, new_id
 from runstead.model.jobs import HistoryEntry, Initiator, Job, JobFilter, JobSpec, NewJob, Phase, Stage
@@ -67,10 +67,10 @@ class Jobs:
         Raises Forbidden, or Invalid/Unsupported naming the field that cannot be had.
         """
         owner = authorize(caller, Permission.WRITE, namespace)
-        self._check(spec, secrets)
-        spec = replace(spec, volumes=await self._volumes.accept(caller, spec.volumes))
+        spec = await self.accept(caller, spec, secrets)
         initiator = Initiator("user", caller.user.id, caller.user.name)
-        return await self._add(caller, owner, spec, secrets, initiator, idempotency_key)
+        new = self.draft(caller.user, owner, spec, secrets, initiator, idempotency_key)
+        return await self.enter(new, lambda: self._store.add(new))
 
     async def rerun(self, caller: Caller, namespace: str, job_id: str) -> Job:
         """Submit the same job again: its whole spec and secrets. Raises NotFound, Forbidden."""
@@ -78,9 +78,9 @@ class Jobs:
         owner = authorize(caller, Permission.WRITE, namespace)
         sealed = await self._store.sealed_secrets(old.id) if old.spec.secret_names else None
         secrets = self._secrets.open(old.id, sealed) if sealed else {}
-        self._check(old.spec, secrets)
-        spec = replace(old.spec, volumes=await self._volumes.accept(caller, old.spec.volumes))
-        return await self._add(caller, owner, spec, secrets, Initiator("duplicated-job", old.id), None)
+        spec = await self.accept(caller, old.spec, secrets)
+        new = self.draft(caller.user, owner, spec, secrets, Initiator("duplicated-job", old.id))
+        return await self.enter(new, lambda: self._store.add(new))
 
     async def get(self, caller: Caller, namespace: str, job_id: str) -> Job:
         """Return a job. Raises NotFound for one that is not there, or not in this namespace; Forbidden."""
@@ -139,6 +139,60 @@ class Jobs:
             return "being canceled"
         return self._admission.reason(job)
 
+    async def accept(self, caller: Caller, spec: JobSpec, secrets: Mapping[str, str]) -> JobSpec:
+        """Return the job that the caller may have as it is stored, with what its volumes mean now.
+
+        Raises Invalid, NotFound, Forbidden or Unsupported naming the field that cannot be had.
+        """
+        self._check(spec, secrets)
+        return replace(spec, volumes=await self._volumes.accept(caller, spec.volumes))
+
+    def draft(
+        self,
+        user: User,
+        owner: Namespace,
+        spec: JobSpec,
+        secrets: Mapping[str, str],
+        initiator: Initiator,
+        idempotency_key: str | None = None,
+    ) -> NewJob:
+        """Return an accepted job as it is about to be stored."""
+        now = self._clock.now()
+        job_id = new_id(now)
+        return NewJob(
+            id=job_id,
+            namespace_id=owner.id,
+            namespace=owner.name,
+            namespace_kind=owner.kind,
+            created_by_id=user.id,
+            created_by=user.name,
+            spec=replace(spec, secret_names=tuple(sorted(secrets))),
+            initiator=initiator,
+            created_at=now,
+            message="queued",
+            sealed_secrets=self._secrets.seal(job_id, secrets) if secrets else None,
+            idempotency_key=idempotency_key,
+        )
+
+    async def enter(self, new: NewJob, store: Callable[[], Awaitable[Job]]) -> Job:
+        """Have a job stored and return it as it stands a moment later, when it may run already."""
+        with self._events.subscribe(JOBS, new.id) as changed, self._admission.watched(new.id, changed):
+            job = await store()
+            if job.id != new.id:
+                return job  # submitted before, with the same key
+            self.entered(job)
+            flavor = job.spec.flavor
+            if self._admission.is_blocked(flavor):
+                return job
+            return await self._settled(
+                job, changed, lambda now: now.stage is not Stage.SCHEDULING or self._admission.is_blocked(flavor)
+            )
+
+    def entered(self, job: Job) -> None:
+        """Tell those who start jobs of one that was stored."""
+        self._admission.joined(job)
+        self._events.publish(QUEUE)
+
     def _check(self, spec: JobSpec, secrets: Mapping[str, str]) -> None:
         specs.check_command(spec.command, spec.arguments)
         specs.check_image(spec.docker_image, spec.space_id)
@@ -151,43 +205,6 @@ class Jobs:
         longest = self.limits.max_timeout_seconds
         if longest is not None and spec.timeout_seconds > longest:
             raise Invalid(f"this server allows at most {longest} s, not {spec.timeout_seconds}", "timeoutSeconds")
-
-    async def _add(
-        self,
-        caller: Caller,
-        owner: Namespace,
-        spec: JobSpec,
-        secrets: Mapping[str, str],
-        initiator: Initiator,
-        idempotency_key: str | None,
-    ) -> Job:
-        now = self._clock.now()
-        job_id = new_id(now)
-        new = NewJob(
-            id=job_id,
-            namespace_id=owner.id,
-            namespace=owner.name,
-            namespace_kind=owner.kind,
-            created_by_id=caller.user.id,
-            created_by=caller.user.name,
-            spec=replace(spec, secret_names=tuple(sorted(secrets))),
-            initiator=initiator,
-            created_at=now,
-            message="queued",
-            sealed_secrets=self._secrets.seal(job_id, secrets) if secrets else None,
-            idempotency_key=idempotency_key,
-        )
-        with self._events.subscribe(JOBS, job_id) as changed, self._admission.watched(job_id, changed):
-            job = await self._store.add(new)
-            if job.id != job_id:
-                return job  # submitted before, with the same key
-            self._admission.joined(job)
-            self._events.publish(QUEUE)
-            if self._admission.is_blocked(spec.flavor):
-                return job
-            return await self._settled(
-                job, changed, lambda now: now.stage is not Stage.SCHEDULING or self._admission.is_blocked(spec.flavor)
-            )
 
     async def _settled(self, job: Job, changed: Wakeup, done: Callable[[Job], bool]) -> Job:
         deadline = self._clock.now().timestamp() + _ANSWER_AFTER_SECONDS

@@ -19,15 +19,16 @@ from runstead.model.jobs import (
     HistoryEntry,
     Job,
     JobFilter,
+    JobSpec,
     NewJob,
     Reservation,
     Transition,
 )
-from runstead.xet.terms import Terms
-from runstead.xet.xorb_layout import XorbFacts
 from runstead.model.ports import Ports
 from runstead.model.sandboxes import PooledSandbox
 from runstead.model.schedules import Fired, Firing, NewSchedule, Schedule, ScheduleEvent
+from runstead.xet.terms import Terms
+from runstead.xet.xorb_layout import XorbFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,89 @@ class JobStore(ABC):
     @abstractmethod
     async def delete_finished(self, before: datetime, limit: int) -> list[Job]:
         """Delete up to `limit` jobs in phase DONE that finished before `before`; return what was deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleChange:
+    """What somebody changes about a schedule that is as it was seen, with the event that is noted. None: nothing."""
+
+    event: ScheduleEvent | None = None
+    suspended: bool | None = None  # if given, `suspend_reason` is set too
+    suspend_reason: str | None = None
+    expression: str | None = None
+    labels: Mapping[str, str] | None = None
+    created_by: tuple[str, str] | None = None  # id and name of whose rights its runs have from now on
+    spec: JobSpec | None = None  # of its runs from now on, but for the labels
+    timing: tuple[datetime | None, str] | None = None  # the next run and the time zone it was found in
+
+
+class ScheduleStore(ABC):
+    """Schedules, what happened to them, and the beginning of their runs. No call but `all` and `after` costs more
+    for more schedules."""
+
+    @abstractmethod
+    async def add(self, schedule: NewSchedule) -> Schedule:
+        """Store a schedule with its sealed secrets and its first event."""
+
+    @abstractmethod
+    async def get(self, schedule_id: str) -> Schedule | None:
+        """Return the schedule, or None."""
+
+    @abstractmethod
+    async def all(self, namespace: str, labels: Mapping[str, str]) -> list[Schedule]:
+        """Return the schedules of a namespace that have all these labels, newest first."""
+
+    @abstractmethod
+    async def after(self, seq: int, limit: int) -> list[Schedule]:
+        """Return up to `limit` schedules of all namespaces in the order of creation, from the first after `seq` on."""
+
+    @abstractmethod
+    async def sealed_secrets(self, schedule_id: str) -> bytes | None:
+        """Return the encrypted secrets as they were stored, or None."""
+
+    @abstractmethod
+    async def change(self, seen: Schedule, change: ScheduleChange) -> Schedule | None:
+        """Change a schedule that is still as it was `seen`; None if it is not, or is gone."""
+
+    @abstractmethod
+    async def delete(self, schedule_id: str) -> bool:
+        """Delete a schedule with its secrets and events; its runs stay. False if there is none."""
+
+    @abstractmethod
+    async def events(self, schedule_id: str, limit: int) -> list[ScheduleEvent]:
+        """Return the last events, newest first. Only some hundred of each schedule are kept."""
+
+    @abstractmethod
+    async def due(self, now: datetime, limit: int) -> list[Schedule]:
+        """Return up to `limit` schedules whose next run is due, the longest due first."""
+
+    @abstractmethod
+    async def next_due(self) -> datetime | None:
+        """Return when the next run of any schedule is due; None if there is none."""
+
+    @abstractmethod
+    async def in_other_zones(self, time_zone: str) -> list[Schedule]:
+        """Return the schedules whose next run was found in another time zone than this."""
+
+    @abstractmethod
+    async def fire(self, firing: Firing) -> Fired:
+        """Let a due instant take effect: the job is stored and the schedule moved on together, or neither.
+
+        No instant of a schedule gets two jobs, also from two servers, and also when the clock was turned back
+        meanwhile. Without `concurrency` the instant is passed over while the last run is not over. Raises as
+        `JobStore.add` does.
+        """
+
+    @abstractmethod
+    async def trigger(self, seen: Schedule, job: NewJob, at: datetime) -> Job | None:
+        """Store a run that somebody asked for, on top of those that are due; None if the schedule is gone.
+
+        Raises Conflict without `concurrency` while the last run is not over.
+        """
+
+    @abstractmethod
+    async def cost_so_far(self, schedule_ids: Collection[str], now: datetime) -> Mapping[str, int]:
+        """Return what the attempts that run now have cost until now, in millionths, by schedule; only where any is."""
 
 
 class AccountStore(ABC):
