@@ -55,6 +55,13 @@ class FailureClass(StrEnum):
     CANCELED = "canceled"
 
 
+class CancelReason(StrEnum):
+    """Why a job is to be ended before its time."""
+
+    ASKED = "asked"  # by somebody: it ends CANCELED
+    IDLE = "idle"  # a sandbox that nobody used for as long as was agreed: it ends COMPLETED
+
+
 # From each phase, the phases a transition may lead to. RUNNING to WAITING is a retry.
 ALLOWED: Mapping[Phase, frozenset[Phase]] = {
     Phase.WAITING: frozenset({Phase.WAITING, Phase.STARTING, Phase.DONE}),
@@ -83,6 +90,9 @@ class JobSpec:
     arch: str | None = None
     tags: tuple[str, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    ports: Ports = Ports()  # these may change while the job runs
+    network: NetworkGroup | None = None
+    sandbox: SandboxSpec | None = None
 
     @property
     def image(self) -> str:
@@ -90,9 +100,6 @@ class JobSpec:
         return self.docker_image or f"hf.co/spaces/{self.space_id}"
 
     @property
-    ports: Ports = Ports()  # these may change while the job runs
-    network: NetworkGroup | None = None
-    sandbox: SandboxSpec | None = None
     def writes_to(self) -> tuple[str, ...]:
         """The buckets that the job may write to, each once."""
         writable = [v.source for v in self.volumes if v.kind is VolumeKind.BUCKET and not v.read_only]
@@ -141,6 +148,7 @@ class Job:
     started_at: datetime | None = None  # of the current attempt
     finished_at: datetime | None = None
     cancel_requested_at: datetime | None = None
+    cancel_reason: CancelReason = CancelReason.ASKED
     not_before: datetime | None = None  # a retry is not admitted earlier
     executor: str | None = None  # the executor instance that has the current attempt
     handle: JsonObject | None = None

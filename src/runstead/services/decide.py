@@ -3,10 +3,10 @@
 `runstead.services.reconcile` carries the steps out. Each is safe to repeat after a crash at any instant.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from runstead.model.jobs import FailureClass, Job, Phase, Stage, Transition
+from runstead.model.jobs import CancelReason, FailureClass, Job, Phase, Stage, Transition
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
 from runstead.model.volumes import Flushed
 
@@ -170,6 +170,11 @@ def _timeout_text(job: Job) -> str:
     return f"Job timeout after {job.spec.timeout_seconds} s; ask for more with --timeout"
 
 
+def _idle_text(job: Job) -> str:
+    idle_seconds = job.spec.sandbox.idle_seconds if job.spec.sandbox else None
+    return f"ended: nobody used the sandbox for {idle_seconds} s, its idle timeout"
+
+
 def _saving_text(job: Job) -> str:
     return f"the command has ended; saving what it wrote to {', '.join(job.spec.writes_to)}"
 
@@ -187,7 +192,11 @@ def running(job: Job, started_at: datetime, note: str | None, now: datetime) -> 
 
 
 def canceled(job: Job, now: datetime, record: ExitRecord | None = None) -> Transition:
-    """The job ends because somebody asked for it."""
+    """The job ends because somebody asked for it, or, a sandbox, because nobody used it."""
+    if job.cancel_reason is CancelReason.IDLE:
+        return _terminal(
+            job, Stage.COMPLETED, None, _idle_text(job), now, replace(record, exit_code=0) if record else None
+        )
     return _terminal(job, Stage.CANCELED, FailureClass.CANCELED, "canceled: on request", now, record)
 
 

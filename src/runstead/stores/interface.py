@@ -16,6 +16,7 @@ from runstead.model.accounts import (
 )
 from runstead.model.buckets import Batch, Bucket, BucketFile, Folder, KeptFile, NewFile
 from runstead.model.jobs import (
+    CancelReason,
     HistoryEntry,
     Job,
     JobFilter,
@@ -577,3 +578,30 @@ class BucketLog(ABC):
         self, after: tuple[int, str, int], limit: int
     ) -> tuple[list[bytes], tuple[int, str, int] | None]:
         """Return the hashes of up to `limit` former files of all buckets, as `hashes` does."""
+
+
+class SandboxStore(ABC):
+    """When sandboxes were last used, and the pooled ones of each host. All of it goes with the job."""
+
+    @abstractmethod
+    async def add(self, sandboxes: Sequence[PooledSandbox]) -> None:
+        """Store new pooled sandboxes."""
+
+    @abstractmethod
+    async def of_host(self, job_id: str) -> list[PooledSandbox]:
+        """Return the pooled sandboxes of a host, oldest first."""
+
+    @abstractmethod
+    async def remove(self, job_id: str, ids: Collection[str]) -> None:
+        """Forget pooled sandboxes. Idempotent."""
+
+    @abstractmethod
+    async def note_activity(self, at: Mapping[tuple[str, str], datetime]) -> None:
+        """Remember when sandboxes were last used, by job and own id (empty for a dedicated one, or a host).
+
+        Those that are not there any more are left out.
+        """
+
+    @abstractmethod
+    async def activity(self, job_ids: Collection[str]) -> dict[str, datetime]:
+        """Return when these dedicated sandboxes and hosts were last used, as far as that was noted."""

@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import insert
 from runstead.model.errors import Conflict
 from runstead.model.jobs import (
     UNSET,
+    CancelReason,
     FailureClass,
     HistoryEntry,
     Job,
@@ -45,8 +46,8 @@ from runstead.model.jobs import (
     Transition,
     Unset,
 )
-from runstead.stores import labels as label_rows
 from runstead.model.ports import Ports
+from runstead.stores import labels as label_rows
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
 from runstead.stores.interface import Admission, JobStore, Waiting
 from runstead.stores.pages import NEWEST, SIZE, listing
@@ -62,8 +63,8 @@ from runstead.stores.rows import (
     label_columns,
     reservation_from,
     reservation_to,
-)
     spec_to,
+)
 from runstead.stores.tables import (
     FINISHED,
     HOLDING,
@@ -178,7 +179,8 @@ class SqlJobStore(JobStore):
 
     async def request_cancel(self, job_id: str, at: datetime, reason: CancelReason = CancelReason.ASKED) -> Job | None:
         """Note that the job shall be cancelled."""
-        parameters = {"id": job_id, "of_id": job_id, "at": instant_to(at)}
+        why = None if reason is CancelReason.ASKED else reason.value
+        parameters = {"id": job_id, "of_id": job_id, "at": instant_to(at), "reason": why}
 
         def work(transaction: Transaction) -> Row | None:
             return transaction.row(_REQUEST_CANCEL, parameters) or transaction.row(_BY_ID, parameters)
@@ -473,9 +475,9 @@ _HISTORY = (
 )
 
 _SET_LABELS = update(jobs).values(labels=bindparam("new_labels")).where(_OF_SEQ).returning(*JOB_COLUMNS)
+_SET_SPEC = update(jobs).values(spec=bindparam("new_spec")).where(_OF_SEQ).returning(*JOB_COLUMNS)
 _OF_LABEL = (job_labels.c.digest == bindparam("of_digest"), job_labels.c.seq == bindparam("of_seq"))
 _DELETE_LABEL = delete(job_labels).where(*_OF_LABEL, job_labels.c.stage == bindparam("of_stage"))
-_SET_SPEC = update(jobs).values(spec=bindparam("new_spec")).where(_OF_SEQ).returning(*JOB_COLUMNS)
 # Only from an open stage a job moves to another; which of them it was need not be known.
 _MOVE_LABEL = (
     update(job_labels)
@@ -485,7 +487,7 @@ _MOVE_LABEL = (
 
 _REQUEST_CANCEL = (
     update(jobs)
-    .values(cancel_requested_at=bindparam("at"))
+    .values(cancel_requested_at=bindparam("at"), cancel_reason=bindparam("reason"))
     .where(
         jobs.c.id == bindparam("of_id"),
         jobs.c.cancel_requested_at.is_(None),

@@ -9,6 +9,7 @@ from sqlalchemy import Column
 
 from runstead.model.accounts import Namespace, NamespaceKind, Organization, Permission, Token, TokenRole, User
 from runstead.model.jobs import (
+    CancelReason,
     FailureClass,
     HistoryEntry,
     Initiator,
@@ -19,9 +20,9 @@ from runstead.model.jobs import (
     Reservation,
     Stage,
 )
-from runstead.model.volumes import Volume, VolumeKind
 from runstead.model.ports import NetworkGroup, Ports
 from runstead.model.sandboxes import Mode, SandboxSpec
+from runstead.model.volumes import Volume, VolumeKind
 from runstead.stores.database import Row
 from runstead.stores.tables import NOBODY, accounts, job_history, jobs, tokens
 
@@ -77,6 +78,7 @@ JOB_COLUMNS: tuple[Column[Any], ...] = (
     jobs.c.executor,
     jobs.c.handle,
     jobs.c.reservation,
+    jobs.c.cancel_reason,
 )
 
 
@@ -107,6 +109,7 @@ def job_from(row: Row) -> Job:
         executor=row[24],
         handle=None if row[25] is None else json.loads(row[25]),
         reservation=None if row[26] is None else reservation_from(row[26]),
+        cancel_reason=CancelReason.ASKED if row[27] is None else CancelReason(row[27]),
     )
 
 
@@ -182,15 +185,15 @@ def spec_to(spec: JobSpec) -> str:
         value["tags"] = spec.tags
     if spec.volumes:
         value["volumes"] = [volume_to(volume) for volume in spec.volumes]
-    return json_to(value)
-
-
     if spec.ports:
         value["ports"] = [spec.ports.exposed, spec.ports.public]
     if spec.network is not None:
         value["network"] = [spec.network.name, spec.network.aliases]
     if spec.sandbox is not None:
         value["sandbox"] = sandbox_to(spec.sandbox)
+    return json_to(value)
+
+
 def spec_from(stored: str, labels: str) -> JobSpec:
     """Return the specification in its two columns."""
     value = json.loads(stored)
@@ -210,12 +213,31 @@ def spec_from(stored: str, labels: str) -> JobSpec:
         arch=get("arch"),
         tags=tuple(get("tags", ())),
         volumes=tuple(volume_from(volume) for volume in get("volumes", ())),
-    )
-
-
         ports=Ports(*map(tuple, get("ports", ()))),
         network=NetworkGroup(value["network"][0], tuple(value["network"][1])) if "network" in value else None,
         sandbox=sandbox_from(value["sandbox"]) if "sandbox" in value else None,
+    )
+
+
+def sandbox_to(sandbox: SandboxSpec) -> dict[str, Any]:
+    """Return what makes a job a sandbox, as it stands in a specification."""
+    value: dict[str, Any] = {"mode": sandbox.mode.value}
+    if sandbox.idle_seconds is not None:
+        value["idle"] = sandbox.idle_seconds
+    if sandbox.capacity is not None:
+        value["capacity"] = sandbox.capacity
+    if sandbox.unmounted:
+        value["unmounted"] = [volume_to(volume) for volume in sandbox.unmounted]
+    return value
+
+
+def sandbox_from(value: Mapping[str, Any]) -> SandboxSpec:
+    """Return what makes a job a sandbox."""
+    get = value.get
+    unmounted = tuple(volume_from(volume) for volume in get("unmounted", ()))
+    return SandboxSpec(Mode(value["mode"]), get("idle"), get("capacity"), unmounted)
+
+
 def volume_to(volume: Volume) -> dict[str, Any]:
     """Return a volume as it stands in a specification; fields with their usual value are left out."""
     value: dict[str, Any] = {"kind": volume.kind.value, "source": volume.source, "at": volume.mount_path}

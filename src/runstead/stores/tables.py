@@ -81,6 +81,7 @@ jobs = Table(
     Column("version", Integer, nullable=False),  # counts the changes; numbers the history
     Column("lease_owner", STRING, nullable=False),
     Column("idempotency_key", STRING),
+    Column("cancel_reason", STRING),  # NULL: somebody asked for it
     sqlite_autoincrement=True,  # a deleted job's number is never given again
 )
 Index("ix_jobs_newest", jobs.c.namespace, jobs.c.seq)
@@ -141,6 +142,18 @@ job_secrets = Table(
     metadata,
     Column("seq", SEQUENCE, ForeignKey(jobs.c.seq, ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("sealed", LargeBinary, nullable=False),
+)
+
+# When a sandbox was last used: its job's row has an empty id, a pooled one its own, and what is known of it.
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("job_id", STRING, ForeignKey(jobs.c.id, ondelete="CASCADE"), nullable=False),
+    Column("id", STRING, nullable=False),
+    Column("active_at", INSTANT, nullable=False),
+    Column("facts", STRING),  # JSON
+    Column("sealed", LargeBinary),
+    PrimaryKeyConstraint("job_id", "id"),
 )
 
 # One row per job and label, and per job and pair of labels: see `labels`. No foreign key: it would need an index.

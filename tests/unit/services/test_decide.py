@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from runstead.model.jobs import FailureClass, Initiator, Job, JobSpec, Phase, Stage, Transition
+from runstead.model.jobs import CancelReason, FailureClass, Initiator, Job, JobSpec, Phase, Stage, Transition
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
+from runstead.model.sandboxes import Mode, SandboxSpec
 from runstead.model.volumes import Flushed, Volume, VolumeKind
 from runstead.services.decide import Apply, Finish, NotSaved, Release, Retry, Save, Start, Stop, Wait, decide
 
@@ -75,6 +76,16 @@ def test_a_running_job_is_left_alone() -> None:
 
 def test_a_running_job_that_is_canceled_is_stopped() -> None:
     assert decide(job(Phase.RUNNING, cancel_requested_at=NOW), RUNNING, NOW) == Stop()
+
+
+def test_an_idle_sandbox_is_stopped_and_has_completed() -> None:
+    spec = replace(job(Phase.RUNNING).spec, sandbox=SandboxSpec(Mode.DEDICATED, idle_seconds=600))
+    idle = job(Phase.RUNNING, spec=spec, cancel_requested_at=NOW, cancel_reason=CancelReason.IDLE)
+    assert decide(idle, RUNNING, NOW) == Stop()
+    then = finish(decide(idle, ended(ExitReason.STOPPED, 143, 15), NOW))
+    assert (then.stage, then.failure_class, then.exit_code) == (Stage.COMPLETED, None, 0)
+    assert then.message == "ended: nobody used the sandbox for 600 s, its idle timeout"
+    assert finish(decide(idle, LOST, NOW)).stage is Stage.COMPLETED
 
 
 def test_a_job_whose_supervisor_missed_the_time_limit_is_stopped() -> None:
