@@ -1,0 +1,177 @@
+"""Ports of jobs that others may reach: which there are, who may, and the way to them."""
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+
+from runstead.events.interface import JOBS, EventBus
+from runstead.executors.interface import Capabilities, Executor
+from runstead.model.accounts import Caller, Permission
+from runstead.model.errors import (
+    BackendFailure,
+    Invalid,
+    NotFound,
+    NotRunning,
+    RunsteadError,
+    TooLarge,
+    Unauthenticated,
+    Unsupported,
+)
+from runstead.model.ids import is_id
+from runstead.model.jobs import Job, Phase
+from runstead.model.launches import Handle
+from runstead.model.ports import MAX_PORTS, Ports
+from runstead.services.accounts import Accounts, authorize
+from runstead.stores.interface import JobStore
+
+_CONNECT_SECONDS = 10.0
+_VERDICT_SECONDS = 0.5
+_RETRY_SECONDS = 1
+
+
+class PortError(RunsteadError):
+    """A port that may be reached cannot be. `cause` says in one word why; the application is not to blame."""
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class NotReady(PortError):
+    """The job has not begun, or nothing listens on the port yet: trying again soon may help."""
+
+    retry_after_seconds = _RETRY_SECONDS
+
+
+class Gone(PortError):
+    """The job is over, or its program went away; trying again does not help. `failure_class` if it failed."""
+
+    def __init__(self, message: str, cause: str, failure_class: str | None = None) -> None:
+        super().__init__(message, cause)
+        self.failure_class = failure_class
+
+
+class Silent(PortError):
+    """The program does not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Somebody who was let in to a port of a running job."""
+
+    job: Job
+    port: int
+    caller: Caller | None  # None at a public port, for those who show no token of this server
+    token_digest: bytes | None = field(default=None, repr=False)
+
+
+class Exposure:
+    """The exposed ports of all jobs."""
+
+    def __init__(
+        self, store: JobStore, executor: Executor, capabilities: Capabilities, accounts: Accounts, events: EventBus
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._capabilities = capabilities
+        self._accounts = accounts
+        self._events = events
+
+    def check(self, ports: Ports) -> Ports:
+        """Return the ports in order, each once. Raises Invalid for what is no port, Unsupported."""
+        exposed = tuple(dict.fromkeys((*ports.exposed, *ports.public)))
+        for port in exposed:
+            if not 1 <= port <= 65535:
+                raise Invalid(f"a port is a number from 1 to 65535, not {port}", "expose.ports")
+        if len(exposed) > MAX_PORTS:
+            raise TooLarge(f"at most {MAX_PORTS} ports, not {len(exposed)}", "expose.ports")
+        if exposed and not self._capabilities.ports:
+            raise Unsupported(f"expose: {self._capabilities.without_ports}")
+        return Ports(exposed, tuple(dict.fromkeys(ports.public)))
+
+    async def visit(self, job_id: str, port: int, token_digest: bytes | None) -> Visit:
+        """Let somebody in who shows the token with this digest.
+
+        Raises Unauthenticated, Forbidden, NotFound for a job or an exposed port that is not there; NotReady and Gone
+        for one that cannot be reached.
+        """
+        job = await self._store.get(job_id) if is_id(job_id) else None
+        public = job is not None and port in job.spec.ports.public
+        try:
+            caller = await self._accounts.recognize_digest(token_digest) if token_digest else None
+        except Unauthenticated:
+            if not public:
+                raise
+            caller = None  # a word for the application itself
+        if caller is None and not public:
+            raise Unauthenticated("this port needs a token: send it as 'Authorization: Bearer <token>'")
+        if job is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        if caller is not None and not public:
+            authorize(caller, Permission.READ, job.namespace)
+        if port not in job.spec.ports.exposed:
+            raise NotFound(f"the job exposes no port {port}: `hf jobs expose {job_id} {port}` opens it")
+        self._check_running(job)
+        return Visit(job, port, caller, token_digest if caller is not None else None)
+
+    async def connect(self, visit: Visit, port: int | None = None) -> socket.socket:
+        """Return a connected, non-blocking socket to the visited port, or to another one of the same job.
+
+        Raises NotReady while nothing listens, Gone when the job is over, Silent when it does not accept in time.
+        """
+        port = visit.port if port is None else port
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                inside = await self._executor.inside(_handle(visit.job))
+                return await inside.connect(port)
+        except TimeoutError:
+            message = f"the job's port {port} accepts no connection; its program may hang"
+            raise Silent(message, "not-accepting") from None
+        except NotRunning:
+            self._check_running(await self._settled(visit.job))
+            raise NotReady("the job is about to end or to start anew", "not-running") from None
+        except ConnectionRefusedError:
+            raise NotReady(
+                f"nothing listens on port {port} of the job yet; try again soon. A program that listens on 127.0.0.1 "
+                "alone may have to listen on 0.0.0.0",
+                "not-listening",
+            ) from None
+        except OSError as error:
+            message = f"the job's port {port} cannot be reached: {error.strerror or error}"
+            raise NotReady(message, "unreachable") from error
+
+    async def blame(self, visit: Visit) -> PortError:
+        """Say why a connection into the job was lost before its answer was whole: the job, or its program."""
+        try:
+            job = await self._settled(visit.job)
+            self._check_running(job)
+        except PortError as error:
+            return error
+        return Gone("the program in the job closed the connection before its answer was complete", "connection-lost")
+
+    async def _settled(self, job: Job) -> Job:
+        """Return the job once it is known to be over, or after a moment: its end is told later than it is seen."""
+        with self._events.subscribe(JOBS, job.id) as changed:
+            deadline = asyncio.get_running_loop().time() + _VERDICT_SECONDS
+            while True:
+                now = await self._store.get(job.id)
+                if now is None or now.phase is not Phase.RUNNING or now.attempt != job.attempt:
+                    return now or job
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
+                    return now
+                await changed.wait(left)
+
+    def _check_running(self, job: Job) -> None:
+        if job.stage.is_terminal:
+            how = f": {job.message}" if job.message else ""
+            raise Gone(f"the job is over, {job.stage}{how}", "job-ended", job.failure_class)
+        if job.phase is not Phase.RUNNING or job.handle is None:
+            how = f" ({job.message})" if job.message else ""
+            raise NotReady(f"the job has not begun yet{how}; try again soon", "not-started")
+
+
+def _handle(job: Job) -> Handle:
+    if job.handle is None:
+        raise BackendFailure(f"a running job without a handle: {job.id}")
+    return Handle(job.handle["executor"], job.handle["version"], job.handle["data"])
