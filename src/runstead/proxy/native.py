@@ -1,27 +1,14 @@
 """The seam for what serves ports of jobs in place of the jobs: sandboxes."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from socket import socket
 from typing import Protocol
 
 from starlette.types import ASGIApp
 
 from runstead.model.jobs import Job
-from runstead.services.exposure import Visit
+from runstead.services.exposure import Onward, Visit
 
 VISIT = "runstead.visit"
 """The key in `scope["extensions"]` that holds the `Visit`: job, port, and who it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Onward:
-    """Where in the job a request goes on, as raw bytes: WebSockets, uploads and streams included."""
-
-    key: tuple[str, ...]  # connections with equal keys are alike and may be kept for each other
-    connect: Callable[[], Awaitable[socket]]  # raises as `Exposure.connect` does
-    target: str  # path and query for the program there
-    without: frozenset[bytes] = frozenset()  # fields of the request that stay behind, in lower case
 
 
 class Native(Protocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from runstead.events.interface import JOBS, EventBus
@@ -63,6 +64,16 @@ class Visit:
     port: int
     caller: Caller | None  # None at a public port, for those who show no token of this server
     token_digest: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Onward:
+    """Where in the job a request goes on, as raw bytes: WebSockets, uploads and streams included."""
+
+    key: tuple[str, ...]  # connections with equal keys are alike and may be kept for each other
+    connect: Callable[[], Awaitable[socket.socket]]  # raises as `Exposure.connect` does
+    target: str  # path and query for the program there
+    without: frozenset[bytes] = frozenset()  # fields of the request that stay behind, in lower case
 
 
 class Exposure:
