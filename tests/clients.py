@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from runstead.volumes.fuse import problem as mount_problem
+
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = ROOT / ".venvs"
 VERSIONS = ("2.4.0", "1.28.0", "1.9.0")
@@ -87,6 +89,13 @@ class Server:
         """Run a `runstead` command on this server's data directory."""
         command = [sys.executable, "-m", "runstead.cli", *words, "--data-dir", str(self.data_dir)]
         return subprocess.run(command, text=True, capture_output=True, timeout=60, check=check, **options)
+
+
+def volumes_server(way: str, data_dir: Path, *flags: str) -> Server:
+    """A server whose volumes appear in this way. Skips where they cannot."""
+    if way == "mount" and (lacking := mount_problem()) is not None:
+        pytest.skip(lacking)
+    return Server(data_dir, flags, {"RUNSTEAD_EXECUTOR_VOLUMES": way})
 
 
 @dataclass

@@ -66,6 +66,7 @@ from runstead.stores.content import SqlContentStore
 from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
+from runstead.volumes.either import EitherVolumes
 from runstead.volumes.filled import FilledVolumes
 from runstead.volumes.fuse import FuseVolumes
 from runstead.volumes.fuse import problem as mount_problem
@@ -185,7 +186,11 @@ async def open_recovery(settings: Settings) -> AsyncGenerator[Recovery]:
         tokens = MountTokens(load_key(data_dir / "secret.key"), store, clock)
         requests = MountRequests(store, SqlBucketStore(database), tokens, clock, endpoint, recovery=True)
         provider = build_volumes(settings, requests, private_ids=False)
-        yield Recovery(store, provider, settings.jobs.flush_seconds)
+        await provider.open()
+        try:
+            yield Recovery(store, provider, settings.jobs.flush_seconds)
+        finally:
+            await provider.close()
     finally:
         await database.close()
 
@@ -230,17 +235,28 @@ def build_objects(settings: Settings) -> ObjectStore:
 
 def build_volumes(settings: Settings, requests: MountRequests, *, private_ids: bool) -> VolumeProvider:
     """Return what serves volumes on this machine. Raises Unavailable when mounts are asked for and not possible."""
-    kind = FilledVolumes
-    if settings.executor.volumes == "mount":
-        if (lacking := mount_problem()) is not None:
-            raise Unavailable(f'executor.volumes = "mount" is not possible here: {lacking}')
-        kind = FuseVolumes
-    return kind(
-        settings.server.data_dir,
-        requests.of_attempt,
-        private_ids=private_ids,
-        cache_bytes=settings.storage.node_cache_bytes,
+    mounted, filled = (
+        kind(
+            settings.server.data_dir,
+            requests.of_attempt,
+            private_ids=private_ids,
+            cache_bytes=settings.storage.node_cache_bytes,
+        )
+        for kind in (FuseVolumes, FilledVolumes)
     )
+    if unmountable(settings) is None:
+        return EitherVolumes(mounted, filled)
+    return EitherVolumes(filled, mounted)
+
+
+def unmountable(settings: Settings) -> str | None:
+    """Return why volumes are filled; None when they are mounted. Raises Unavailable when that is not possible."""
+    if settings.executor.volumes == "fill":
+        return 'executor.volumes = "fill"'
+    lacking = mount_problem()
+    if lacking is not None and settings.executor.volumes == "mount":
+        raise Unavailable(f'executor.volumes = "mount" is not possible here: {lacking}')
+    return lacking
 
 
 def build_hardware(settings: Settings, capabilities: Capabilities) -> Hardware:
@@ -295,7 +311,8 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         duties = [asyncio.create_task(duty) for duty in server.duties()]
         try:
             if on_ready is not None:
-                on_ready(Started(server.url, owner.name, token, (*capabilities.notes, *capabilities.missing)))
+                notes = (*capabilities.notes, *capabilities.missing, *_volume_notes(settings, capabilities))
+                on_ready(Started(server.url, owner.name, token, notes))
             stopped = asyncio.create_task(stopping.wait())
             await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
@@ -479,6 +496,12 @@ def _flavor(name: str, settings: Settings, capabilities: Capabilities) -> Flavor
         accelerator = Accelerator("gpu", model, chosen.gpus, gpus[0].memory_bytes if gpus else 0, "Nvidia")
     pretty = chosen.pretty_name or f"{chosen.cpu:g} vCPU, {chosen.memory / 1e9:.3g} GB"
     return Flavor(name, pretty, int(chosen.cpu * 1000), chosen.memory, chosen.disk, accelerator)
+
+
+def _volume_notes(settings: Settings, capabilities: Capabilities) -> list[str]:
+    """Return why volumes are not mounted, where nobody asked for that."""
+    lacking = unmountable(settings) if capabilities.volumes and settings.executor.volumes == "auto" else None
+    return [] if lacking is None else [f"volumes are filled before a job starts, because {lacking}"]
 
 
 def _node_endpoint(settings: Settings, port: int) -> str:

@@ -112,8 +112,6 @@ async def bench(
     await made.provider.open()
     yield made
     await made.provider.release(made.job_id, 1, keep_unflushed=False)
-    if isinstance(made.provider, FuseVolumes):
-        await made.provider.dismiss()
     await made.provider.close()
 
 

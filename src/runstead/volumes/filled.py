@@ -105,6 +105,10 @@ class FilledVolumes(VolumeProvider):
         if kept is not None:
             log.warning("files that a job wrote are in no bucket and are kept", path=kept)
 
+    async def holds(self, job_id: str, attempt: int) -> bool:
+        """See VolumeProvider."""
+        return await asyncio.to_thread(self._folders.has, job_id, attempt)
+
     async def owned(self) -> list[tuple[str, int]]:
         """See VolumeProvider. What is kept as unsaved is nobody's any more, and is not among them."""
         return await asyncio.to_thread(self._folders.used)

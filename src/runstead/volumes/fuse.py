@@ -18,6 +18,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from runstead.model.errors import BackendFailure, Invalid, NotFound, RunsteadErr
 from runstead.model.volumes import Flushed, Mount, MountRequest, VolumeKind
 from runstead.node import framing, places, removal, rundir, syscalls
 from runstead.node.fuse import device, keeper
-from runstead.node.fuse.leftovers import has_unsaved
+from runstead.node.fuse.leftovers import has_unsaved, lay_out
 from runstead.volumes.interface import VolumeProvider
 
 log = structlog.get_logger()
@@ -53,10 +54,12 @@ def problem() -> str | None:
         return "mounts need Linux"
     if os.geteuid() != 0:
         return "mounts need a server that runs as root"
-    try:
-        os.close(os.open(device.DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return f"mounts need {device.DEVICE}: {error.strerror}"
+    with tempfile.TemporaryDirectory(prefix="runstead-mount-") as folder:
+        try:
+            os.close(device.Device.mount(folder, read_only=True, source="runstead").fd)
+        except OSError as error:
+            return f"mounts need {device.DEVICE}, and to be allowed to mount it: {error.strerror}"
+        device.abort(folder)
     return None
 
 
@@ -95,12 +98,11 @@ class FuseVolumes(VolumeProvider):
         self._starting = asyncio.Lock()
 
     async def open(self) -> None:
-        """Make the folders, start the program, and ask those of other versions to leave if they serve nothing."""
-        missing = problem()
-        if missing is not None:
-            raise Unavailable(missing)
+        """Make the folders, and ask programs of other versions to leave if they serve nothing.
+
+        The program of this version is started by the first who needs it.
+        """
         await asyncio.to_thread(self._make_folders)
-        await self._ask(self._name, {"op": "hello"}, _ANSWER_SECONDS)
         for path in await asyncio.to_thread(lambda: list(self._node.glob(_PREFIX + "*"))):
             if path.is_socket() and path.name != self._name:
                 with contextlib.suppress(RunsteadError):
@@ -115,14 +117,12 @@ class FuseVolumes(VolumeProvider):
                 removal.delete_tree(str(path))
 
     async def close(self) -> None:
-        """Let go of what this process holds; the program and its mounts stay."""
+        """Let go of what this process holds; the program stays if it serves a mount."""
         if self._folder >= 0:
+            with contextlib.suppress(RunsteadError):
+                await self._ask_if_there(self._name, {"op": "leave"}, 5)
             os.close(self._folder)
             self._folder = -1
-
-    async def dismiss(self) -> None:
-        """Have the program end, if it serves nothing; for who leaves a data directory for good."""
-        await self._ask_if_there(self._name, {"op": "leave"}, 5)
 
     async def prepare(self, requests: Sequence[MountRequest]) -> list[Mount]:
         """See VolumeProvider."""
@@ -156,14 +156,14 @@ class FuseVolumes(VolumeProvider):
             if answer is None:
                 answer = await self._ask(self._name, message, within_seconds + _LATE_SECONDS)
         except RunsteadError as error:
-            raise Unavailable(f"{error.message}; what is missing is kept in {folder}") from error
+            raise Unavailable(f"{error.message}; what is missing is kept in {self._unsaved / folder.name}") from error
         if answer["pending"]:
             reason = answer["failure"] or f"it took longer than {within_seconds:g} s"
             raise Unavailable(
                 f"{answer['pending']} of the job's changes are not in its buckets: {reason}; "
                 f"what is missing is kept in {self._unsaved / folder.name}"
             )
-        return Flushed(int(answer["files"]), int(answer["bytes"]))
+        return Flushed(int(answer["files"]), int(answer["bytes"]), tuple(answer["notes"]))
 
     async def release(self, job_id: str, attempt: int, keep_unflushed: bool) -> None:
         """See VolumeProvider."""
@@ -178,6 +178,11 @@ class FuseVolumes(VolumeProvider):
             raise BackendFailure(f"the volumes could not be given back: {error}: {folder.name}") from error
         if kept is not None:
             log.warning("files that a job wrote are in no bucket and are kept", path=str(kept))
+
+    async def holds(self, job_id: str, attempt: int) -> bool:
+        """See VolumeProvider."""
+        folder = await asyncio.to_thread(self._find, job_id, attempt)
+        return folder is not None and await asyncio.to_thread((folder / _SERVED_BY).exists)
 
     async def owned(self) -> list[tuple[str, int]]:
         """See VolumeProvider. What is kept as unsaved is nobody's any more, and is not among them."""
@@ -204,13 +209,14 @@ class FuseVolumes(VolumeProvider):
     def _remove(self, folder: Path, keep_unsaved: bool) -> Path | None:
         """Remove the folder of an attempt; return where it is instead because something in it is in no bucket."""
         for path in folder.iterdir():
-            if path.name.isdigit():
+            if path.name.isdigit() and folder.parent == self._used:
                 device.abort(str(path))
                 path.rmdir()
         if keep_unsaved and has_unsaved(str(folder)):
             kept = self._unsaved / folder.name
             if folder != kept:
                 folder.rename(kept)
+            lay_out(str(kept))
             return kept
         # Renamed first: a crash must not leave half a folder that looks whole.
         trash = self._used / f"{_TRASH}{folder.name}-{os.urandom(4).hex()}"
@@ -236,7 +242,7 @@ class FuseVolumes(VolumeProvider):
 
     async def _ask(self, name: str, message: Mapping[str, object], seconds: float) -> dict[str, Any]:
         """Ask the program, starting it when it is not there."""
-        for attempt in range(3):
+        for attempt in range(5):
             answer = await self._ask_if_there(name, message, seconds)
             if answer is not None:
                 return answer

@@ -40,5 +40,9 @@ class VolumeProvider(ABC):
         """Remove the attempt's mounts and files; with `keep_unflushed`, all but what is in no bucket yet."""
 
     @abstractmethod
+    async def holds(self, job_id: str, attempt: int) -> bool:
+        """Say whether this provider has anything of the attempt here, in use or kept as unsaved."""
+
+    @abstractmethod
     async def owned(self) -> list[tuple[str, int]]:
         """Return (job_id, attempt) of every attempt that still holds something here."""

@@ -149,7 +149,6 @@ class Node:
         for job_id, attempt in self.owned():
             asyncio.run(self.provider.release(job_id, attempt, False))
         for provider in self.providers:
-            asyncio.run(provider.dismiss())
             asyncio.run(provider.close())
         with open("/proc/self/mountinfo", encoding="utf-8") as lines:
             left = [line.split()[4] for line in lines if str(self.data_dir) in line and " - fuse." in line]

@@ -79,7 +79,7 @@ class Filling:
     def _own(self, target: str, file: BucketFile, *, empty: bool) -> None:
         if empty:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-        os.chmod(target, 0o644)
+        os.chmod(target, 0o666)
         if self._owner is not None:
             os.chown(target, self._owner, self._owner)
         os.utime(target, ns=(file.mtime_ns, file.mtime_ns))
@@ -91,8 +91,8 @@ class Filling:
             made.add(path)
 
     def _make(self, path: str) -> None:
-        os.mkdir(path, 0o755)
-        os.chmod(path, 0o755)
+        os.mkdir(path, 0o777)
+        os.chmod(path, 0o777)  # whatever user of its image a job runs as: the volume is the job's
         if self._owner is not None:
             os.chown(path, self._owner, self._owner)
 

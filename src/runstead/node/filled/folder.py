@@ -70,6 +70,10 @@ class Folder:
         fcntl.flock(fd, fcntl.LOCK_EX)
         return fd
 
+    def is_there(self) -> bool:
+        """Say whether somebody has worked here."""
+        return os.path.exists(os.path.join(self.path, _LOCK))
+
     def prepared(self) -> list[dict[str, Any]] | None:
         """Return the volumes as they were prepared; None when they are not, or not all."""
         found = rundir.read_json(os.path.join(self.path, _PREPARED))

@@ -42,6 +42,10 @@ class Folders:
         kept = os.path.join(self._unsaved, name)
         return Folder(kept if os.path.isdir(kept) else os.path.join(self._used, name))
 
+    def has(self, job_id: str, attempt: int) -> bool:
+        """Say whether there is a folder of the attempt that was made here."""
+        return self.folder(job_id, attempt).is_there()
+
     def kept_path(self, job_id: str, attempt: int) -> str:
         """Return where the folder is kept, once it is, of which something is in no bucket."""
         return os.path.join(self._unsaved, rundir.attempt_name(job_id, attempt))

@@ -57,6 +57,7 @@ class Daemon:
         self._carrier = Carrier(os.path.join(node, "xet"), UPLOAD_SECONDS)
         self._mounts: dict[str, VolumeMount] = {}
         self._lock = threading.Lock()
+        self._leaving = False
 
     def open(self, held: "list[tuple[dict[str, Any], int]]") -> None:
         """Make ready, and go on serving what another daemon served."""
@@ -105,6 +106,8 @@ class Daemon:
         operation = message["op"]
         if operation == "prepare":
             with self._lock:
+                if self._leaving:
+                    raise OSError(errno.EIO, "the program for volumes is ending; ask again")
                 for order in message["mounts"]:
                     self._prepare(order)
             return {"ok": True}
@@ -117,6 +120,7 @@ class Daemon:
         if operation == "leave":
             with self._lock:
                 if not self._mounts:
+                    self._leaving = True
                     self._carrier.stop()
                     self._tell_keeper({"op": "leave"})
             return {"ok": True, "mounts": len(self._mounts)}
@@ -191,6 +195,7 @@ class Daemon:
             "files": sum(standing.files for standing in standings),
             "bytes": sum(standing.bytes for standing in standings),
             "pending": pending,
+            "notes": [note for standing in standings for note in standing.notes],
             "failure": next((s.failure for s in standings if s.failure), None) if pending else None,
         }
 

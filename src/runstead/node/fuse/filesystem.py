@@ -9,11 +9,13 @@ import os
 import stat
 import threading
 import time
+from typing import NoReturn
 
 from runstead.node.fuse import protocol
 from runstead.node.fuse.files import Files
 from runstead.node.fuse.journal import Journal
 from runstead.node.fuse.nodelog import NodeLog
+from runstead.node.fuse.refusals import Refusals
 from runstead.node.fuse.session import Operation, Request
 from runstead.node.fuse.source import Content, Source
 from runstead.node.fuse.staging import Staging
@@ -38,6 +40,7 @@ class FileSystem:
         files: Files,
         log: NodeLog,
         lock: "threading.RLock",
+        refusals: Refusals,
         owner: int,
     ) -> None:
         self._source = source
@@ -47,6 +50,7 @@ class FileSystem:
         self._files = files
         self._log = log
         self._lock = lock
+        self._refusals = refusals
         self._owner = owner
         self._folders: dict[int, list[tuple[str, bool]]] = {}  # open folders: what they have
         self._next_folder = 1
@@ -82,8 +86,8 @@ class FileSystem:
                 protocol.RMDIR: self.rmdir,
                 protocol.RENAME2: self.rename,
                 protocol.RENAME: self.rename_plainly,
-                protocol.SYMLINK: refuse_link,
-                protocol.LINK: refuse_link,
+                protocol.SYMLINK: self.symlink,
+                protocol.LINK: self.link,
             }
         return found
 
@@ -308,7 +312,7 @@ class FileSystem:
         mode, _, _, _ = protocol.MKNOD_IN.unpack_from(request.body)
         name = _new_name(protocol.first_name(request.body, protocol.MKNOD_IN.size))
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EPERM, "a volume has files and folders only")
+            self._refuse(request, name, "special file")
         with self._lock:
             folder = self._fresh(request, request.node)
             there = self._already(request, folder, name, is_folder=False)
@@ -498,17 +502,26 @@ class FileSystem:
         self._tree.hide(old)
         self._tree.move(node, folder, name)
 
+    def symlink(self, request: Request) -> bytes:
+        """A bucket has no links."""
+        self._refuse(request, _name(protocol.first_name(request.body)), "symbolic link")
+
+    def link(self, request: Request) -> bytes:
+        """A bucket has no second names of one file."""
+        self._refuse(request, _name(protocol.first_name(request.body, 8)), "hard link")
+
+    def _refuse(self, request: Request, name: str, kind: str) -> NoReturn:
+        with self._lock:
+            path = self._tree.child_path(self._tree.folder(request.node), name)
+            self._refusals.add(path.encode("utf-8", "replace").decode(), kind)
+        raise OSError(errno.EPERM, "a volume has files and folders only")
+
     def fsyncdir(self, request: Request) -> bytes:
         """Return when names that were changed survive a loss of power."""
         request.wait_here()
         with self._lock:
             self._journal.sync()
         return b""
-
-
-def refuse_link(_request: Request) -> bytes:
-    """A bucket has no links."""
-    raise OSError(errno.EPERM, "a volume has files and folders only")
 
 
 def _name(data: bytes) -> str:

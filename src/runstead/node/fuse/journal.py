@@ -56,7 +56,7 @@ class Journal:
         self._below: dict[str, list[int]] = {}  # per folder: how many paths below shall be something, and nothing
         self._stages: dict[str, str] = {}  # the path that has a staged file
         self._subfolders: dict[str, dict[str, int]] = {}  # per folder: those below with anything intended
-        for intent in _read(path):
+        for intent in read(path):
             self._number = max(self._number, intent.number)
             self._keep(intent)
         self._fd = -1
@@ -221,11 +221,6 @@ _NOTHING: "dict[str, Intent]" = {}
 _NONE = [0, 0]
 
 
-def is_empty(path: str) -> bool:
-    """Whether nothing is intended in the journal at a path."""
-    return not _read(path)
-
-
 def _record(intent: Intent) -> "list[object]":
     if intent.stage is not None:
         return ["o" if intent.open else "c", intent.number, intent.path, intent.stage]
@@ -235,7 +230,8 @@ def _record(intent: Intent) -> "list[object]":
     return ["d", intent.number, intent.path]
 
 
-def _read(path: str) -> "list[Intent]":
+def read(path: str) -> "list[Intent]":
+    """Return what is intended in the journal at a path, be it there or not."""
     found: dict[str, Intent] = {}
     try:
         with open(path, "rb") as file:

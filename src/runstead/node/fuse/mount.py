@@ -17,6 +17,7 @@ from runstead.node.fuse.filesystem import FileSystem
 from runstead.node.fuse.hub import Hub
 from runstead.node.fuse.journal import Journal
 from runstead.node.fuse.nodelog import NodeLog
+from runstead.node.fuse.refusals import Refusals
 from runstead.node.fuse.reserve import Reserve
 from runstead.node.fuse.session import Session
 from runstead.node.fuse.staging import Staging
@@ -57,7 +58,10 @@ class VolumeMount:
         self._files = Files(
             hub, self._tree, self._journal, staging, cache, self._log, self._lock, self._wake, first_node
         )
-        self._system = FileSystem(hub, self._tree, self._journal, staging, self._files, self._log, self._lock, owner)
+        refusals = Refusals(os.path.join(state, "refused"))
+        self._system = FileSystem(
+            hub, self._tree, self._journal, staging, self._files, self._log, self._lock, refusals, owner
+        )
         self._uploads = Uploads(
             self._tree,
             self._journal,
@@ -68,6 +72,7 @@ class VolumeMount:
             hub.apply,
             Written(os.path.join(state, "written")),
             self._reserve,
+            refusals,
         )
         self._device: Device | None = None
         self._gone = threading.Event()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from runstead.node.fuse.files import Files
 from runstead.node.fuse.journal import Intent, Journal
+from runstead.node.fuse.refusals import Refusals
 from runstead.node.fuse.reserve import Reserve
 from runstead.node.fuse.source import EMPTY, Change, Content
 from runstead.node.fuse.staging import Staging
@@ -34,6 +35,7 @@ class Standing(NamedTuple):
     files: int  # that are in the bucket because of this mount
     bytes: int
     failure: str | None  # of the last try
+    notes: "list[str]"  # what was refused, for the log of the job
 
 
 class Uploads:
@@ -50,6 +52,7 @@ class Uploads:
         apply: Apply,
         written: Written,
         reserve: Reserve,
+        refusals: Refusals,
     ) -> None:
         self._tree = tree
         self._journal = journal
@@ -64,6 +67,7 @@ class Uploads:
         self._urgent = False
         self._written = written
         self._reserve = reserve
+        self._refusals = refusals
         self._moved = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -91,7 +95,12 @@ class Uploads:
             opened = sum(intent.open for intent in self._journal.intents.values())
             failures = [i.failure for i in self._journal.intents.values() if i.failure is not None]
         return Standing(
-            pending, opened, self._written.files, self._written.bytes, failures[0] if failures else self._failure
+            pending,
+            opened,
+            self._written.files,
+            self._written.bytes,
+            failures[0] if failures else self._failure,
+            self._refusals.notes(),
         )
 
     def settle(self, until: float) -> Standing:
