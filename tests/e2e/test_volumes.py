@@ -18,7 +18,6 @@ from runstead.model.accounts import Permission
 from runstead.model.volumes import MountCaller
 from runstead.services.mount_tokens import MountTokens
 
-
 WAYS = ("fill", "mount")
 
 
