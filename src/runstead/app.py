@@ -32,6 +32,7 @@ from runstead.kit.clock import Clock, SystemClock
 from runstead.kit.loops import forever
 from runstead.kit.settings import Settings
 from runstead.logs.files import FileLogStore
+from runstead.mcp.face import McpContext, with_mcp
 from runstead.model.errors import Conflict, Unavailable
 from runstead.model.hardware import Accelerator, Flavor, Machine
 from runstead.model.ids import new_id
@@ -292,9 +293,11 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         await server.provider.open()
         stack.push_async_callback(server.provider.close)
         owner, token = await server.accounts.ensure_owner()
+        app = create_api(server.context)
+        stack.push_async_callback(with_mcp(app, server.mcp).close)
         http = uvicorn.Server(
             uvicorn.Config(
-                with_pages(create_api(server.context), server.web),
+                with_pages(app, server.web),
                 http=BodyProtocol,
                 ws="none",
                 lifespan="off",
@@ -437,6 +440,13 @@ class _Server:
             cursor_key=key,
             public_url=settings.server.public_url,
             max_body_bytes=settings.server.max_body_bytes,
+        )
+        self.mcp = McpContext(
+            accounts=self.accounts,
+            buckets=buckets,
+            batches=self.context.batches,
+            content=self.content,
+            public_url=settings.server.public_url,
         )
         self.web = WebContext(
             accounts=self.accounts,

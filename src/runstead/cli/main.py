@@ -27,6 +27,7 @@ COMMANDS = {
     "fsck": "runstead.cli.fsck",
     "config": "runstead.cli.config",
     "doctor": "runstead.cli.doctor",
+    "mcp": "runstead.cli.mcp",
 }
 
 
