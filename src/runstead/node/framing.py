@@ -1,4 +1,4 @@
-"""Messages on the launcher's socket: four bytes of length, then JSON.
+"""Messages on the sockets between our programs: four bytes of length, then JSON.
 
 Both ends belong to one user on one machine; the length bound only keeps a stray client from filling memory.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 LIMIT = 16 * 1024 * 1024
@@ -36,6 +37,38 @@ def receive(connection: socket.socket) -> "dict[str, Any] | None":
 def decode(body: bytes) -> "dict[str, Any]":
     """Return the message whose body this is."""
     return json.loads(body)
+
+
+class Incoming:
+    """Messages of a stream that arrives in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, piece: bytes) -> "list[dict[str, Any]]":
+        """Take a piece and return the messages that it completes. Raises ValueError for what is none."""
+        data = self._data
+        data += piece
+        found: list[dict[str, Any]] = []
+        while len(data) >= 4:
+            length = int.from_bytes(data[:4], "big")
+            if length > LIMIT:
+                raise ValueError(f"a message is too long: {length} bytes")
+            if len(data) < 4 + length:
+                break
+            found.append(decode(bytes(data[4 : 4 + length])))
+            del data[: 4 + length]
+        return found
+
+
+def send(connection: socket.socket, message: Mapping[str, object], fds: "Sequence[int]" = ()) -> None:
+    """Send one message, with open files beside it. Raises OSError."""
+    data = encode(message)
+    if not fds:
+        connection.sendall(data)
+        return
+    sent = socket.send_fds(connection, [data], fds)
+    connection.sendall(memoryview(data)[sent:])
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes | None:

@@ -5,6 +5,10 @@ import select
 import signal
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # In the environment of every process of a job that runs without namespaces.
 MARK = "RUNSTEAD_ATTEMPT"
 
@@ -122,6 +126,50 @@ def end_descendants(seconds: float = 4.0) -> None:
         if not below:
             return
         select.select([], [], [], 0.001)
+
+
+def is_childless() -> bool:
+    """Say whether this process has no child but such as were waited for just now."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
+
+
+def end_all_below(child: int, seconds: float = 10.0) -> int:
+    """Kill everything below this process, which is a subreaper, until nothing is left; return the status of `child`.
+
+    All are stopped before any is killed: what multiplies faster than it can be killed runs into its limit, and finds
+    no room in it any more. `child` has not been waited for yet.
+    """
+    until = time.monotonic() + seconds
+    pause = 0.0002
+    status: int | None = None
+    _kill_all(os.killpg, {child}, signal.SIGKILL)
+    while True:
+        ended = reap(child)
+        status = ended if status is None else status
+        below = set(descendants(os.getpid()))
+        if (not below and (status is not None or is_childless())) or time.monotonic() > until:
+            return int(signal.SIGKILL) if status is None else status
+        seen: set[int] = set()
+        while new := below - seen:
+            _kill_all(os.kill, new, signal.SIGSTOP)
+            seen |= new
+            below = set(descendants(os.getpid()))
+        _kill_all(os.kill, seen, signal.SIGKILL)
+        select.select([], [], [], pause)
+        pause = min(pause * 2, 0.02)
+
+
+def _kill_all(kill: "Callable[[int, int], None]", targets: set[int], number: int) -> None:
+    for target in targets:
+        try:
+            kill(target, number)
+        except (ProcessLookupError, PermissionError):
+            continue
 
 
 def marked(mark: str) -> list[int]:

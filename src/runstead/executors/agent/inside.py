@@ -1,0 +1,211 @@
+"""The inside of attempts that our own programs run: asked for from the agent in each (`runstead.node.agent`)."""
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from runstead.executors.agent.execution import AttendedExecution, ended_from
+from runstead.executors.agent.file import InsideFile
+from runstead.executors.agent.lanes import LaneCut, Lanes
+from runstead.executors.attempts import Attempts
+from runstead.executors.inside import Execution, Inside, OpenFile
+from runstead.model.errors import Invalid, NotRunning, RunsteadError, Unavailable, Unsupported
+from runstead.model.executions import Background, Command, FileEntry
+from runstead.model.launches import AttemptState
+from runstead.node.inside import agent
+
+_CONNECT_SECONDS = 10.0
+_FILE_THREADS = 16
+
+
+class AgentInside(Inside):
+    """The inside of one attempt."""
+
+    def __init__(self, folder: str, name: str, address: str | None, threads: ThreadPoolExecutor) -> None:
+        """`folder` is the attempt's directory, `address` where its ports are in a network of its own."""
+        self._lanes = Lanes(folder, name)
+        self._name = name
+        self._address = address
+        self._threads = threads
+
+    def close(self) -> None:
+        """Let go of what is kept for the next request."""
+        self._lanes.close()
+
+    # Programs
+
+    async def execute(self, command: Command) -> Execution:
+        """See Inside."""
+        message = {
+            **_start_message("execute", command),
+            "input": command.input,
+            "timeout": command.timeout_seconds,
+            "terminal": [command.terminal.rows, command.terminal.columns] if command.terminal is not None else None,
+        }
+        lane = await self._lanes.take()
+        try:
+            started, fds = await lane.ask(message)
+        except LaneCut:
+            raise Unavailable(f"the program was cut off before it began: {self._name}") from None
+        except RunsteadError:
+            self._lanes.give_back(lane)
+            raise
+        return AttendedExecution(lane, started, fds, self._lanes.give_back)
+
+    async def spawn(self, command: Command, tag: str | None = None) -> Background:
+        """See Inside."""
+        message = {**_start_message("spawn", command), "timeout": command.timeout_seconds, "tag": tag}
+        lane = await self._lanes.take()
+        try:
+            started, _ = await lane.ask(message)
+        except LaneCut:
+            raise Unavailable(f"the program was cut off before it began: {self._name}") from None
+        except RunsteadError:
+            self._lanes.give_back(lane)
+            raise
+        lane.close()
+        return _background_from({**started, "ended": None})
+
+    async def background(self) -> list[Background]:
+        """See Inside."""
+        answer = await self._ask_agent({"op": "list"})
+        return [_background_from(values) for values in answer["background"]]
+
+    async def kill(self, background_id: int) -> bool:
+        """See Inside."""
+        return bool((await self._ask_agent({"op": "kill", "id": background_id}))["killed"])
+
+    async def _ask_agent(self, message: Mapping[str, object]) -> dict[str, Any]:
+        """Ask for what the agent does itself, on a connection that never gets a worker."""
+        lane = await self._lanes.connect()
+        try:
+            return (await lane.ask(message))[0]
+        except LaneCut:
+            raise Unavailable(f"what was asked for inside of the job was cut off: {self._name}") from None
+        finally:
+            lane.close()
+
+    # Ports
+
+    async def connect(self, port: int) -> socket.socket:
+        """See Inside."""
+        more = [self._address] if self._address else []
+        answer, fds = await self._lanes.ask({"op": "socket", "port": port, "more": more})
+        sockets = [socket.socket(fileno=fd) for fd in fds]
+        try:
+            for address, candidate in zip(answer["addresses"], sockets, strict=True):
+                candidate.setblocking(False)
+                try:
+                    async with asyncio.timeout(_CONNECT_SECONDS):
+                        await asyncio.get_running_loop().sock_connect(candidate, (address, port))
+                except (OSError, TimeoutError):
+                    continue
+                sockets.remove(candidate)
+                return candidate
+        finally:
+            for one in sockets:
+                one.close()
+        raise ConnectionRefusedError(f"nothing listens on this port of the job: {port}")
+
+    # Files
+
+    async def open_file(
+        self, path: str, *, write: bool = False, mode: int | None = None, parents: bool = False, replace: bool = False
+    ) -> OpenFile:
+        """See Inside."""
+        message = {"op": "open", "path": path, "write": write, "mode": mode, "parents": parents, "replace": replace}
+        _, fds = await self._lanes.ask(message)
+        [fd] = fds
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Invalid(f"this is no regular file: {path}")
+        return InsideFile(fd, self._threads)
+
+    async def stat(self, path: str) -> FileEntry:
+        """See Inside."""
+        answer, _ = await self._lanes.ask({"op": "stat", "path": path})
+        return _entry_from(answer)
+
+    async def list_folder(self, path: str, after: str | None, limit: int) -> Sequence[FileEntry]:
+        """See Inside."""
+        answer, _ = await self._lanes.ask({"op": "list", "path": path, "after": after, "limit": limit})
+        return [_entry_from(values) for values in answer["entries"]]
+
+    async def make_folder(self, path: str) -> None:
+        """See Inside."""
+        await self._lanes.ask({"op": "make", "path": path})
+
+    async def delete(self, path: str, *, recursive: bool) -> None:
+        """See Inside."""
+        await self._lanes.ask({"op": "delete", "path": path, "recursive": recursive})
+
+
+def _start_message(op: str, command: Command) -> dict[str, Any]:
+    return {
+        "op": op,
+        "argv": list(command.argv),
+        "environment": dict(command.environment),
+        "folder": command.folder,
+        "user": command.user,
+    }
+
+
+def _background_from(values: Mapping[str, Any]) -> Background:
+    return Background(
+        id=values["id"],
+        pid=values["pid"],
+        argv=tuple(values["argv"]),
+        tag=values["tag"],
+        started_at=datetime.fromtimestamp(values["started_at"], UTC),
+        ended=None if values["ended"] is None else ended_from(values["ended"]),
+    )
+
+
+def _entry_from(values: Mapping[str, Any]) -> FileEntry:
+    return FileEntry(
+        name=values["name"],
+        path=values["path"],
+        kind=values["kind"],
+        size_bytes=values["size"],
+        modified_at=datetime.fromtimestamp(values["modified"], UTC),
+        mode=values["mode"],
+    )
+
+
+class Insides:
+    """The insides of the attempts of one executor."""
+
+    def __init__(self, attempts: Attempts) -> None:
+        self._attempts = attempts
+        self._known: dict[str, AgentInside] = {}
+        self._threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="inside")
+
+    async def find(self, name: str) -> AgentInside:
+        """Return that of a running attempt. Raises NotRunning, Unsupported."""
+        if name not in self._known:
+            [seen, facts] = await asyncio.to_thread(lambda: (self._attempts.observe(name), self._attempts.facts(name)))
+            if seen.state is not AttemptState.RUNNING:
+                raise NotRunning(f"the job does not run: {name}")
+            if facts.get("inside") != agent.VERSION:
+                raise Unsupported(f"the job was started by another version of this server, which has no way in: {name}")
+            address = facts.get("address")
+            made = AgentInside(str(self._attempts.path(name)), name, address, self._threads)
+            self._known.setdefault(name, made)
+        return self._known[name]
+
+    def forget(self, name: str) -> None:
+        """Let go of an attempt that is over."""
+        known = self._known.pop(name, None)
+        if known is not None:
+            known.close()
+
+    def close(self) -> None:
+        """Let go of all; what their programs do, they go on doing."""
+        for name in list(self._known):
+            self.forget(name)
+        self._threads.shutdown(wait=False)
