@@ -60,6 +60,10 @@ class BackendFailure(RunsteadError):
     """An executor, store or object store answered in a way it should not have."""
 
 
+class OverBudget(RunsteadError):
+    """The namespace's budget does not allow this; a new month, a larger budget or a cheaper job may."""
+
+
 class RepoNotFound(NotFound):
     """There is no bucket or repository of that name for this caller."""
 

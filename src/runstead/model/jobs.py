@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from runstead.model.costs import Span
 from runstead.model.ports import NetworkGroup, Ports
 from runstead.model.sandboxes import SandboxSpec
 from runstead.model.volumes import Volume, VolumeKind
@@ -153,6 +154,8 @@ class Job:
     executor: str | None = None  # the executor instance that has the current attempt
     handle: JsonObject | None = None
     reservation: Reservation | None = None
+    price_micro_usd: int = 0  # per minute, as it was when the job was submitted
+    cost_micro_usd: int = 0  # of the attempts that are over
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -176,6 +179,7 @@ class NewJob:
     message: str | None = None
     sealed_secrets: bytes | None = None
     idempotency_key: str | None = None
+    price_micro_usd: int = 0  # per minute
 
 
 class Unset(StrEnum):
@@ -212,6 +216,7 @@ class Transition:
     executor: str | Unset | None = UNSET
     next_attempt: int | Unset = UNSET
     failure_count: int | Unset = UNSET
+    used: Span | None = None  # the time the attempt ran that ends with this
 
     def __post_init__(self) -> None:
         """Refuse a move that no job may ever make: that is a defect of the caller."""

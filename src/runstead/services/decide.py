@@ -6,6 +6,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from runstead.model.costs import Span
 from runstead.model.jobs import CancelReason, FailureClass, Job, Phase, Stage, Transition
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
 from runstead.model.volumes import Flushed
@@ -245,6 +246,7 @@ def retry(job: Job, failure: FailureClass, reason: str, now: datetime, record: E
         executor=None,
         next_attempt=job.attempt + 1,
         failure_count=job.failure_count + 1,
+        used=_used(job, record, now),
     )
 
 
@@ -273,7 +275,17 @@ def _terminal(
         started_at=(record.started_at if record else None) or job.started_at,
         finished_at=max(record.finished_at, job.created_at) if record else now,
         failure_count=job.failure_count + (failure not in (None, FailureClass.CANCELED)),
+        used=_used(job, record, now),
     )
+
+
+def _used(job: Job, record: ExitRecord | None, now: datetime) -> Span | None:
+    """Return the time that the attempt ran. No longer than it may: one that was lost may have been so for long."""
+    began = (record.started_at if record else None) or job.started_at
+    if began is None or job.phase is Phase.WAITING:
+        return None
+    ended = record.finished_at if record else now
+    return Span(began, max(began, min(ended, began + timedelta(seconds=job.spec.timeout_seconds))))
 
 
 def _move(job: Job, phase: Phase, stage: Stage, now: datetime, **changes: object) -> Transition:

@@ -30,6 +30,7 @@ from runstead.stores.rows import (
     user_from,
     user_to,
 )
+from runstead.stores.schedule_tables import schedules
 from runstead.stores.tables import accounts, jobs, memberships, tokens
 
 
@@ -156,6 +157,8 @@ class SqlAccountStore(AccountStore):
                 raise Conflict(f"this account owns jobs; delete them, or wait until they have expired: {name}")
             if transaction.row(_OWNS_BUCKETS, {"name": name}):
                 raise Conflict(f"this account owns buckets; delete them, or move them to another: {name}")
+            if transaction.row(_OWNS_SCHEDULES, {"name": name}):
+                raise Conflict(f"this account owns schedules; delete them with `hf jobs scheduled delete`: {name}")
             return transaction.run(_REMOVE, _named(name, kind)) > 0
 
         return await self._database.write(work)
@@ -190,6 +193,11 @@ _OWNS_BUCKETS = (
     select(accounts.c.id)
     .where(accounts.c.name == bindparam("name"))
     .where(exists().where(buckets.c.namespace == accounts.c.name, text(LIVE)))
+)
+_OWNS_SCHEDULES = (
+    select(accounts.c.id)
+    .where(accounts.c.name == bindparam("name"))
+    .where(exists().where(schedules.c.namespace == accounts.c.name))
 )
 _OF_KIND = select(*ACCOUNT_COLUMNS).where(accounts.c.kind == bindparam("kind")).order_by(accounts.c.name)
 _ANY_NAMED = select(*ACCOUNT_COLUMNS).where(accounts.c.name == bindparam("name"))

@@ -265,7 +265,7 @@ class AccountStore(ABC):
     async def remove_user(self, name: str) -> bool:
         """Delete a user with their tokens and memberships; False if there is none.
 
-        Raises Conflict while they own jobs or buckets.
+        Raises Conflict while they own jobs, buckets or schedules.
         """
 
     @abstractmethod
@@ -280,7 +280,7 @@ class AccountStore(ABC):
     async def remove_organization(self, name: str) -> bool:
         """Delete an organization with its memberships; False if there is none.
 
-        Raises Conflict while it owns jobs or buckets.
+        Raises Conflict while it owns jobs, buckets or schedules.
         """
 
     @abstractmethod

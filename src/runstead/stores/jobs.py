@@ -48,6 +48,7 @@ from runstead.model.jobs import (
 )
 from runstead.model.ports import Ports
 from runstead.stores import labels as label_rows
+from runstead.stores import ledger
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
 from runstead.stores.interface import Admission, JobStore, Waiting
 from runstead.stores.pages import NEWEST, SIZE, listing
@@ -91,29 +92,11 @@ class SqlJobStore(JobStore):
 
     async def add(self, job: NewJob) -> Job:
         """Store a job with all that belongs to it."""
-        row = job_to(job)
-        reject_unstorable(row)
-        digests = label_rows.digests_of(job.namespace, job.spec.labels)
-
-        def work(transaction: Transaction) -> tuple[int, Row | None]:
-            if job.idempotency_key is None:
-                seq = transaction.rows(_INSERT, row)[0][0]
-            else:
-                inserted = transaction.row(_INSERT_ONCE, row)
-                if inserted is None:
-                    return 0, transaction.row(_BY_KEY, row)
-                seq = inserted[0]
-            transaction.run(_INSERT_HISTORY, _first_entry(seq, row))
-            transaction.run_many(_INSERT_LABEL, [{"digest": d, "stage": row["stage"], "seq": seq} for d in digests])
-            if job.sealed_secrets is not None:
-                transaction.run(_INSERT_SECRETS, {"seq": seq, "sealed": job.sealed_secrets})
-            return seq, None
-
+        row = checked_row(job)
         try:
-            seq, existing = await self._database.write(work)
+            return await self._database.write(lambda transaction: insert_job(transaction, job, row)[0])
         except Conflict as error:
             raise Conflict(f"there is a job of that id already: {job.id}") from error
-        return job_as_stored(job, seq) if existing is None else job_from(existing)
 
     async def get(self, job_id: str) -> Job | None:
         """Return the job, or None."""
@@ -286,16 +269,19 @@ class SqlJobStore(JobStore):
         parameters |= {"of_id": transition.job_id, "of_attempt": transition.attempt, "of_owner": owner}
         at = instant_to(transition.at)
 
-        def work(transaction: Transaction) -> Row | None:
+        def work(transaction: Transaction) -> Job | None:
             row = transaction.row(statement, parameters)
-            if row is not None:
-                transaction.run(_INSERT_HISTORY, _entry(row, at, transition.attempt))
-                if row[_LABELS] != "{}" and Phase.RELEASING not in transition.from_phases:
-                    _move_labels(transaction, row)
-            return row
+            if row is None:
+                return None
+            transaction.run(_INSERT_HISTORY, _entry(row, at, transition.attempt))
+            job = job_from(row)
+            if row[_LABELS] != "{}" and Phase.RELEASING not in transition.from_phases:
+                _move_labels(transaction, row)
+            if _ends_attempt(transition):
+                job = ledger.settle(transaction, job, row[_RESERVED], transition) or job
+            return job
 
-        row = await self._database.write(work)
-        return None if row is None else job_from(row)
+        return await self._database.write(work)
 
     async def queue(self) -> list[tuple[int, str]]:
         """Return the waiting jobs in order."""
@@ -317,11 +303,39 @@ class SqlJobStore(JobStore):
         return await self._database.write(work)
 
 
+def checked_row(job: NewJob) -> dict[str, Any]:
+    """Return the columns of a job about to be stored. Raises Invalid for what no database can keep."""
+    row = job_to(job)
+    reject_unstorable(row)
+    return row
+
+
+def insert_job(transaction: Transaction, job: NewJob, row: Mapping[str, Any]) -> tuple[Job, bool]:
+    """Store a job with all that belongs to it, unless there is one of its idempotency key; and say whether it was.
+
+    `row` is what `checked_row` returned. Raises OverBudget.
+    """
+    if job.idempotency_key is None:
+        seq = transaction.rows(_INSERT, row)[0][0]
+    else:
+        inserted = transaction.row(_INSERT_ONCE, row)
+        if inserted is None:
+            return job_from(transaction.rows(_BY_KEY, row)[0]), False
+        seq = inserted[0]
+    ledger.reserve(transaction, job, row["created_at"])
+    transaction.run(_INSERT_HISTORY, _first_entry(seq, row))
+    digests = label_rows.digests_of(job.namespace, job.spec.labels)
+    transaction.run_many(_INSERT_LABEL, [{"digest": d, "stage": row["stage"], "seq": seq} for d in digests])
+    if job.sealed_secrets is not None:
+        transaction.run(_INSERT_SECRETS, {"seq": seq, "sealed": job.sealed_secrets})
+    return job_as_stored(job, seq), True
+
+
 _POSITION = {column.name: place for place, column in enumerate(JOB_COLUMNS)}
 _NAMESPACE, _SEQ, _LABELS = (_POSITION[n] for n in ("namespace", "seq", "labels"))
 _STAGE, _PHASE = _POSITION["stage"], _POSITION["phase"]
 _MESSAGE, _FAILURE, _ATTEMPT = _POSITION["message"], _POSITION["failure_class"], _POSITION["attempt"]
-_VERSION = len(JOB_COLUMNS)  # what a changing statement returns behind the job
+_VERSION, _RESERVED = len(JOB_COLUMNS), len(JOB_COLUMNS) + 1  # what a changing statement returns behind the job
 
 
 def _first_entry(seq: int, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -389,6 +403,13 @@ def _changes(transition: Transition) -> dict[str, Any]:
     return changes
 
 
+def _ends_attempt(transition: Transition) -> bool:
+    """Say whether an attempt is over with this, or a job that had none."""
+    if transition.phase is Phase.WAITING:
+        return Phase.WAITING not in transition.from_phases
+    return transition.phase in (Phase.RELEASING, Phase.DONE) and Phase.RELEASING not in transition.from_phases
+
+
 def _instant(at: datetime | Unset | None) -> int | Unset | None:
     return instant_to(at) if isinstance(at, datetime) else at
 
@@ -441,7 +462,7 @@ def _texts(words: Iterable[str]) -> str:
 
 
 # What a changing statement returns.
-_CHANGED = (*JOB_COLUMNS, jobs.c.version)
+_CHANGED = (*JOB_COLUMNS, jobs.c.version, jobs.c.reserved_micro_usd)
 _NEXT_VERSION = {"version": jobs.c.version + 1}
 _OF_SEQ = jobs.c.seq == bindparam("of_seq")
 _IN_QUEUE, _IN_HAND, _TO_BE_CANCELLED = text(IN_QUEUE), text(IN_HAND), text(TO_BE_CANCELLED)
@@ -451,6 +472,7 @@ _NEW = insert(jobs).values(
         *("id", "namespace_id", "namespace", "namespace_kind", "created_by_id", "created_by"),
         *("spec", "labels", "stage", "phase", "message", "created_at", "attempt", "failure_count", "flavor"),
         *("initiator_type", "initiator_id", "initiator_name", "version", "lease_owner", "idempotency_key"),
+        *("price_micro_usd", "reserved_micro_usd"),
     )
 )
 _INSERT = _NEW.returning(jobs.c.seq)

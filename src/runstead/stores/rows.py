@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Column
 
 from runstead.model.accounts import Namespace, NamespaceKind, Organization, Permission, Token, TokenRole, User
+from runstead.model.costs import highest_cost_micro_usd
 from runstead.model.jobs import (
     CancelReason,
     FailureClass,
@@ -79,6 +80,8 @@ JOB_COLUMNS: tuple[Column[Any], ...] = (
     jobs.c.handle,
     jobs.c.reservation,
     jobs.c.cancel_reason,
+    jobs.c.price_micro_usd,
+    jobs.c.cost_micro_usd,
 )
 
 
@@ -110,6 +113,8 @@ def job_from(row: Row) -> Job:
         handle=None if row[25] is None else json.loads(row[25]),
         reservation=None if row[26] is None else reservation_from(row[26]),
         cancel_reason=CancelReason.ASKED if row[27] is None else CancelReason(row[27]),
+        price_micro_usd=row[28],
+        cost_micro_usd=row[29],
     )
 
 
@@ -137,6 +142,8 @@ def job_to(job: NewJob) -> dict[str, Any]:
         "version": 1,
         "lease_owner": NOBODY,
         "idempotency_key": job.idempotency_key,
+        "price_micro_usd": job.price_micro_usd,
+        "reserved_micro_usd": highest_cost_micro_usd(job.price_micro_usd, job.spec.timeout_seconds, job.spec.attempts),
     }
 
 
@@ -156,6 +163,7 @@ def job_as_stored(job: NewJob, seq: int) -> Job:
         message=job.message,
         created_at=job.created_at,
         initiator=job.initiator,
+        price_micro_usd=job.price_micro_usd,
     )
 
 

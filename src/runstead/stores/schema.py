@@ -13,11 +13,11 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from runstead.model.errors import Conflict
 
 # By way of the module that adds the last tables, so that all of them are known.
-from runstead.stores.bucket_tables import metadata
+from runstead.stores.schedule_tables import metadata
 from runstead.stores.tables import NOBODY
 
 # All revisions there ever were, oldest first.
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 HEAD = REVISIONS[-1]
 
 VERSION_TABLE = "alembic_version"

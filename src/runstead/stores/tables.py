@@ -82,6 +82,9 @@ jobs = Table(
     Column("lease_owner", STRING, nullable=False),
     Column("idempotency_key", STRING),
     Column("cancel_reason", STRING),  # NULL: somebody asked for it
+    Column("price_micro_usd", BigInteger, nullable=False, server_default="0"),  # per minute
+    Column("cost_micro_usd", BigInteger, nullable=False, server_default="0"),  # of the attempts that are over
+    Column("reserved_micro_usd", BigInteger, nullable=False, server_default="0"),  # what it may still cost
     sqlite_autoincrement=True,  # a deleted job's number is never given again
 )
 Index("ix_jobs_newest", jobs.c.namespace, jobs.c.seq)

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from runstead.stores.bucket_tables import metadata
+from runstead.stores.schedule_tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
