@@ -1,0 +1,13 @@
+"""What holds for every test."""
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Hear the signals again that whoever started this made it deaf to: nohup, a shell's background job.
+
+    Programs inherit deafness, and what they do at a signal is what some tests are about.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
