@@ -1,0 +1,89 @@
+"""The program that brings images to this machine. It reads one order, a line of JSON, and answers with lines of JSON.
+
+    {"op": "pull", "folder": ..., "settings": ..., "reference": ...}
+    {"tell": "pulling python:3.12 63 % 41/65 MB"}*, then {"done": ...} or {"error": ..., "again": ...}
+
+It dies with the process that started it, unless its work is done. After its last word it brings what it unpacked to
+the disk.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from runstead.images.fetching import Progress, fetch
+from runstead.images.layers import Layer
+from runstead.images.manifests import Resolved
+from runstead.images.records import ImageRecord, ReferenceRecord
+from runstead.images.references import parse_reference
+from runstead.images.store import ImageStore
+from runstead.images.unpacking import Limits
+from runstead.kit.settings import ImageSettings
+from runstead.model.errors import ImageFailure
+from runstead.node import syscalls
+
+_TRIES = 3
+
+
+def main() -> None:
+    """Carry out the order on standard input."""
+    if syscalls.LINUX:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    order = json.loads(sys.stdin.readline())
+    os.umask(0)
+    store = ImageStore(Path(order["folder"]))
+    settings = ImageSettings.model_validate(order["settings"])
+    try:
+        record = _pull(store, settings, order)
+    except ImageFailure as error:
+        say({"error": error.message, "again": error.again})
+        return
+    say({"done": {"digest": record.digest}})
+    if syscalls.LINUX:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
+    store.settle(record.layers)
+
+
+def say(word: dict[str, Any]) -> None:
+    """Tell whoever started this program."""
+    print(json.dumps(word), flush=True)
+
+
+def _pull(store: ImageStore, settings: ImageSettings, order: dict[str, Any]) -> ImageRecord:
+    # Imported here: loading an archive needs none of it.
+    from runstead.images.sources import RegistrySource
+
+    wanted = parse_reference(order["reference"])
+    say({"tell": f"pulling {wanted.familiar}: asking {wanted.registry}"})
+    source = RegistrySource(wanted, settings)
+    resolved = source.resolve()
+    name = ReferenceRecord(str(wanted), resolved.record.digest, resolved.digest, time.time())
+    bring(store, settings, resolved, [name], source.pieces, f"pulling {wanted.familiar}")
+    return resolved.record
+
+
+def bring(
+    store: ImageStore,
+    settings: ImageSettings,
+    resolved: Resolved,
+    names: list[ReferenceRecord],
+    pieces: Any,
+    what: str,
+) -> None:
+    """Make the layers of an image be here, then the image. Raises ImageFailure."""
+    limits = Limits(settings.max_image_bytes, settings.max_image_files)
+    with store.pulling(resolved.record.layers):
+        for _ in range(_TRIES):
+            missing: dict[str, Layer] = {
+                layer.diff_id: layer for layer in resolved.layers if not store.has_layer(layer.diff_id)
+            }
+            if missing:
+                progress = Progress(what, list(missing.values()), lambda line: say({"tell": line}))
+                fetch(store, list(missing.values()), pieces, limits, settings.layers_at_once, progress)
+            if store.add_image(resolved.record, names):
+                return
+    raise ImageFailure("layers of the image are removed as fast as they come; try again", again=True)
