@@ -54,6 +54,7 @@ from runstead.services.launching import Launching
 from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
 from runstead.services.mount_tokens import MountTokens
+from runstead.services.outputs import Outputs
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.recovery import Recovery
 from runstead.services.script_folders import ScriptFolders
@@ -192,6 +193,17 @@ async def open_recovery(settings: Settings) -> AsyncGenerator[Recovery]:
             yield Recovery(store, provider, settings.jobs.flush_seconds)
         finally:
             await provider.close()
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def open_outputs(settings: Settings) -> AsyncGenerator[Outputs]:
+    """Open the list of what a job wrote, whether the server runs or not."""
+    _make_private(settings.server.data_dir)
+    database = await open_database(settings.database_url)
+    try:
+        yield Outputs(SqlJobStore(database), SqlBucketLog(database))
     finally:
         await database.close()
 
@@ -435,6 +447,7 @@ class _Server:
             buckets=buckets,
             batches=Batches(bucket_store, buckets, self.content, events, clock),
             following=self.following,
+            outputs=Outputs(self._store, bucket_log),
             mount_tokens=mount_tokens,
             clock=clock,
             cursor_key=key,

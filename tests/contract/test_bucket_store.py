@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from sqlalchemy import Delete, Select, Update
 
 from runstead.model.accounts import Namespace, NamespaceKind, User
-from runstead.model.buckets import Bucket, BucketFile, Folder, NewFile, Op, place_behind
+from runstead.model.buckets import Bucket, BucketFile, Folder, NewFile, Op, Writer, place_behind
 from runstead.model.errors import Conflict, NotFound
 from runstead.model.ids import new_id
+from runstead.model.jobs import Initiator, JobSpec, NewJob, Phase, Stage, Transition
 from runstead.stores import bucket_log as log_statements
 from runstead.stores import buckets as bucket_statements
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
 from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.database import Database
+from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
 from runstead.stores.sqlite import dialect as sqlite_dialect
 
@@ -63,6 +65,12 @@ def new_bucket(name: str = "data", namespace: Namespace = ALICE, **fields: Any) 
         "updated_at": NOW,
     }
     return Bucket(**(given | fields))
+
+
+def new_job() -> NewJob:
+    spec = JobSpec(command=("true",), flavor="cpu-basic", docker_image="a/b")
+    initiator = Initiator("user", "id of alice", "alice")
+    return NewJob(new_id(NOW), ALICE.id, ALICE.name, "user", ALICE.id, ALICE.name, spec, initiator, NOW)
 
 
 def content(text: str = "", size: int | None = None, **fields: Any) -> NewFile:
@@ -231,6 +239,31 @@ async def test_a_batch_says_what_changed_and_changes_nothing_twice(store: SqlBuc
     assert [(c.path, c.op) for c in touched.changes] == [("c", Op.UPDATE)]
     now = await store.find("alice", "data")
     assert now is not None and (now.total_files, now.size) == (3, 4)
+
+
+async def test_what_a_job_wrote_is_noted_with_it(database: Database, store: SqlBucketStore, log: SqlBucketLog) -> None:
+    jobs, one, other = SqlJobStore(database), await store.add(new_bucket()), await store.add(new_bucket("other"))
+    job, stranger = [await jobs.add(new_job()) for _ in range(2)]
+    first, second = Writer(job.id, 1), Writer(job.id, 2)
+    await store.apply(one.seq, {"old": content("o"), "stays": content("s")}, NOW)
+    await store.apply(one.seq, {"a": content("1"), "b": content("1"), "old": content("new"), "stays": None}, NOW, first)
+    await store.apply(one.seq, {"a": content("22"), "b": None, "old": content("new")}, NOW, second)
+    await store.apply(other.seq, {f"{i:04}": content(str(i)) for i in range(1500)}, NOW, second)
+    await store.apply(one.seq, {"a": content("others"), "old": None}, NOW, Writer(stranger.id, 1))
+    found = await log.outputs(job.id, (0, ""), 3)
+    assert [(o.bucket, o.path, o.size, o.attempt) for o in found] == [
+        ("alice/data", "a", 2, 2),
+        ("alice/data", "old", 3, 1),
+        ("alice/other", "0000", 1, 2),
+    ]
+    assert found[0].file_hash == content("22").file_hash
+    rest = await log.outputs(job.id, (found[-1].bucket_seq, found[-1].path), 2000)
+    assert [o.path for o in rest] == [f"{i:04}" for i in range(1, 1500)]
+    assert [o.path for o in await log.outputs(stranger.id, (0, ""), 10)] == ["a"]
+    canceled = Transition(job.id, 1, frozenset({Phase.WAITING}), Phase.DONE, Stage.CANCELED, NOW, finished_at=NOW)
+    assert await jobs.apply(canceled, "nobody")
+    assert await jobs.delete_finished(NOW + SECOND, 10)
+    assert await log.outputs(job.id, (0, ""), 10) == []
 
 
 async def test_batches_of_one_bucket_come_one_after_the_other(store: SqlBucketStore, log: SqlBucketLog) -> None:

@@ -241,6 +241,35 @@ def test_however_a_job_ends_what_it_wrote_is_in_the_bucket_when_it_says_so(
     assert words in status["message"]
 
 
+def test_what_a_job_wrote_is_listed_long_after_it(api: Api, server: Server, filled: str) -> None:
+    name = f"o{os.urandom(4).hex()}"
+    script = f"mkdir /data/{name}; cd /data/{name}; echo one > 1; echo two > 2; rm 2; : > 3"
+    job = api.shell(script, volumes=[volume(filled, path="in")])
+    message = api.ended(job["id"])["status"]["message"]
+    assert message == f"saved 2 files (4 bytes) to {filled}"
+    history = api.get(f"/api/jobs/{api.server.owner}/{job['id']}/history").json
+    assert history[-1]["message"] == message
+    listed = api.get(f"/api/jobs/{api.server.owner}/{job['id']}/outputs").json
+    digits = api.get(f"/api/buckets/{filled}/tree/in/{name}").json[0]["xetHash"]
+    assert listed == [
+        {"bucket": filled, "path": f"in/{name}/1", "size": 4, "xetHash": digits, "attempt": 1},
+        {"bucket": filled, "path": f"in/{name}/3", "size": 0, "xetHash": "0" * 64, "attempt": 1},
+    ]
+    refused(Api(server, "").get(f"/api/jobs/{api.server.owner}/{job['id']}/outputs"), 401)
+    said = server.run("job", "outputs", job["id"]).stdout.splitlines()
+    assert said == [
+        f"{digits}               4  {filled}/in/{name}/1",
+        f"{'0' * 64}               0  {filled}/in/{name}/3",
+        "2 files, 4 bytes",
+    ]
+    as_json = server.run("job", "outputs", job["id"], "--json").stdout.splitlines()
+    assert [json.loads(line) for line in as_json] == listed
+    none = api.shell("true", volumes=[volume(filled)])
+    api.ended(none["id"])
+    assert server.run("job", "outputs", none["id"]).stdout == "0 files, 0 bytes\n"
+    assert "there is no such job" in server.run("job", "outputs", "0" * 24, check=False).stderr
+
+
 def test_a_canceled_job_saves_what_it_wrote(api: Api, filled: str) -> None:
     job = api.shell("echo r > /data/canceled; echo is ready; sleep 100", volumes=[volume(filled)])
     assert eventually(lambda: said(api.server, b"is ready"), 30)

@@ -15,6 +15,7 @@ from runstead.services.jobs import Jobs
 from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
 from runstead.services.mount_tokens import MountTokens
+from runstead.services.outputs import Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Context:
     buckets: Buckets
     batches: Batches
     following: Following
+    outputs: Outputs
     mount_tokens: MountTokens
     clock: Clock
     cursor_key: bytes

@@ -11,13 +11,14 @@ from fastapi.responses import JSONResponse, Response
 from runstead.api import wire
 from runstead.api.auth import CallerOf
 from runstead.api.context import base_url, context
-from runstead.api.cursor import make_cursor, read_cursor
+from runstead.api.cursor import make_cursor, read_cursor, read_text_cursor
 from runstead.api.errors import error_response
 from runstead.api.sse import EventStream
 from runstead.model.accounts import Permission
 from runstead.model.errors import Invalid, Unsupported
 from runstead.model.jobs import Job, JobFilter, Phase, Stage
 from runstead.services.accounts import authorize
+from runstead.services.outputs import START
 from runstead.services.specs import is_label
 
 Namespace = Annotated[str, Path(max_length=200)]
@@ -137,6 +138,30 @@ async def metrics(request: Request, namespace: Namespace, job_id: JobId, caller:
 async def history(request: Request, namespace: Namespace, job_id: JobId, caller: CallerOf) -> list[dict[str, Any]]:
     """Return what happened to a job, oldest first. Not a route of the Hub."""
     return [wire.history_json(one) for one in await context(request).jobs.history(caller, namespace, job_id)]
+
+
+async def outputs(
+    request: Request,
+    namespace: Namespace,
+    job_id: JobId,
+    caller: CallerOf,
+    cursor: Annotated[str | None, Query(max_length=2_000)] = None,
+) -> Response:
+    """List what a job wrote to its volumes, by bucket and path. Not a route of the Hub."""
+    found = context(request)
+    job = await found.jobs.get(caller, namespace, job_id)
+    scope = f"outputs/{job.id}"
+    after = START
+    if cursor is not None:
+        bucket, _, path = read_text_cursor(found.cursor_key, scope, cursor).partition("/")
+        after = (int(bucket), path)
+    page, following = await found.outputs.page(job.id, after)
+    headers: dict[str, str] = {}
+    if following is not None:
+        text = make_cursor(found.cursor_key, scope, f"{following[0]}/{following[1]}")
+        url = f"{base_url(request)}/api/jobs/{quote(namespace)}/{job_id}/outputs?{urlencode({'cursor': text})}"
+        headers["Link"] = f'<{url}>; rel="next"'
+    return JSONResponse([wire.output_json(one) for one in page], headers=headers)
 
 
 async def auth_check(namespace: Namespace, permission: Permission, caller: CallerOf) -> dict[str, Any]:

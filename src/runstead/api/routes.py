@@ -32,6 +32,7 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", _JOB + "/logs", jobs.logs),
     ("GET", _JOB + "/metrics", jobs.metrics),
     ("GET", _JOB + "/history", jobs.history),
+    ("GET", _JOB + "/outputs", jobs.outputs),
     ("POST", _JOB + "/cancel", jobs.cancel),
     ("POST", _JOB + "/duplicate", jobs.duplicate),
     ("PUT", _JOB + "/labels", jobs.set_labels),

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from runstead.model.accounts import Caller
+from runstead.model.buckets import Output
 from runstead.model.errors import Unsupported
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import HistoryEntry, Job, JobSpec
@@ -20,6 +21,7 @@ from runstead.model.volumes import Volume, VolumeKind
 from runstead.services.hardware import DEFAULT_FLAVOR
 from runstead.services.metrics import Metrics
 from runstead.services.specs import MAX_ATTEMPTS
+from runstead.xet.hashes import hash_to_text
 
 _LONGEST_TIMEOUT_SECONDS = 10 * 365 * 24 * 3600
 
@@ -248,6 +250,17 @@ def history_json(entry: HistoryEntry) -> dict[str, Any]:
         "stage": entry.stage,
         "message": entry.message,
         "failureClass": entry.failure_class,
+    }
+
+
+def output_json(output: Output) -> dict[str, Any]:
+    """Return a file that a job wrote. The Hub has no such object; names are those of a bucket's listing."""
+    return {
+        "bucket": output.bucket,
+        "path": output.path,
+        "size": output.size,
+        "xetHash": hash_to_text(output.file_hash),
+        "attempt": output.attempt,
     }
 
 

@@ -1,21 +1,21 @@
-"""`runstead job`: what the operator of the server's machine may do for a job."""
+"""`runstead job`: what the operator of the server's machine may do for a job, and see of it."""
 
 import asyncio
+import json
 from typing import Annotated
 
 import typer
 
-from runstead.cli.options import Config, DataDir, settings_at
+from runstead.cli.options import AsJson, Config, DataDir, settings_at
 from runstead.kit.settings import Settings
 
-app = typer.Typer(help="Help jobs whose results could not be saved.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="What jobs wrote, and help for those whose results could not be saved.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
-
-
-@app.callback()
-def group() -> None:
-    """Keep `recover` a command of its own also while it is the only one."""
 
 
 @app.command()
@@ -32,6 +32,33 @@ def recover(
     It may be repeated; what is saved already is not sent again.
     """
     asyncio.run(_recover(settings_at(config, data_dir), job_id, discard))
+
+
+@app.command()
+def outputs(job_id: JobId, as_json: AsJson = False, config: Config = None, data_dir: DataDir = None) -> None:
+    """List what a job wrote to its volumes: paths, sizes, hashes. Also while it runs, and long after.
+
+    Each file is as the job left it; what became of it since then does not show here.
+    """
+    asyncio.run(_outputs(settings_at(config, data_dir), job_id, as_json))
+
+
+async def _outputs(settings: Settings, job_id: str, as_json: bool) -> None:
+    from runstead.app import open_outputs
+    from runstead.xet.hashes import hash_to_text
+
+    files, size = 0, 0
+    async with open_outputs(settings) as found:
+        async for output in found.all(job_id):
+            files, size = files + 1, size + output.size
+            digits, bucket = hash_to_text(output.file_hash), output.bucket or "(deleted)"
+            if as_json:
+                said = {"bucket": output.bucket, "path": output.path, "size": output.size, "xetHash": digits}
+                print(json.dumps(said | {"attempt": output.attempt}))
+            else:
+                print(f"{digits}  {output.size:>14,}  {bucket}/{output.path}")
+    if not as_json:
+        print("1 file" if files == 1 else f"{files} files", f"{size:,} bytes", sep=", ")
 
 
 async def _recover(settings: Settings, job_id: str, discard: bool) -> None:

@@ -113,6 +113,26 @@ class Batch:
     changes: tuple[Change, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The attempt of a job whose volumes a batch comes from."""
+
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file that a job wrote to one of its volumes, as it was when the job wrote it last."""
+
+    bucket_seq: int
+    bucket: str | None  # its name now; None when it is gone
+    path: str
+    file_hash: bytes
+    size: int
+    attempt: int
+
+
 def is_bucket_name(name: str) -> bool:
     """Say whether a bucket may have this name: the rule for repositories on the Hub."""
     return _NAME.fullmatch(name) is not None and "--" not in name and ".." not in name and not name.endswith(".git")

@@ -5,18 +5,28 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Table, Text, and_, bindparam, delete, func, or_, select, text, tuple_
 
-from runstead.model.buckets import Batch, Bucket, KeptFile, NewFile, behind
+from runstead.model.buckets import Batch, Bucket, KeptFile, NewFile, Output, behind
 from runstead.stores.bucket_rows import (
     BUCKET_COLUMNS,
     FILE_COLUMNS,
     KEPT_COLUMNS,
+    OUTPUT_COLUMNS,
     batch_from,
     below,
     bucket_from,
     kept_from,
     new_file_from,
+    output_from,
 )
-from runstead.stores.bucket_tables import DELETED, LIVE, bucket_batches, bucket_files, bucket_history, buckets
+from runstead.stores.bucket_tables import (
+    DELETED,
+    LIVE,
+    bucket_batches,
+    bucket_files,
+    bucket_history,
+    buckets,
+    job_outputs,
+)
 from runstead.stores.database import Database, Row, Transaction
 from runstead.stores.interface import BucketLog
 from runstead.stores.rows import instant_to
@@ -87,6 +97,11 @@ class SqlBucketLog(BucketLog):
         if last is not None:
             edits = {path: file for path, file in edits.items() if path <= last}
         return edits, None if last is None else behind(last)
+
+    async def outputs(self, job_id: str, after: tuple[int, str], limit: int) -> list[Output]:
+        """Return files that a job wrote."""
+        wanted = {"job_id": job_id, "after_bucket": after[0], "after_path": after[1], "limit": limit}
+        return [output_from(row) for row in await self._database.read(lambda t: t.rows(_OUTPUTS, wanted))]
 
     async def forget_kept(self, before: datetime, limit: int) -> int:
         """Delete old rows of the history."""
@@ -181,6 +196,17 @@ _KEPT = (
         > tuple_(bindparam("after_path", type_=Text), bindparam("after_version", type_=BigInteger))
     )
     .order_by(bucket_history.c.path, bucket_history.c.version)
+    .limit(bindparam("limit"))
+)
+_OUTPUTS = (
+    select(*OUTPUT_COLUMNS)
+    .outerjoin(buckets, buckets.c.seq == job_outputs.c.bucket)
+    .where(job_outputs.c.job_id == bindparam("job_id"))
+    .where(
+        tuple_(job_outputs.c.bucket, job_outputs.c.path)
+        > tuple_(bindparam("after_bucket", type_=BigInteger), bindparam("after_path", type_=Text))
+    )
+    .order_by(job_outputs.c.bucket, job_outputs.c.path)
     .limit(bindparam("limit"))
 )
 _FILES_FROM = (

@@ -16,9 +16,10 @@ from runstead.model.buckets import (
     KeptFile,
     NewFile,
     Op,
+    Output,
     behind_folder,
 )
-from runstead.stores.bucket_tables import bucket_files, bucket_history, buckets
+from runstead.stores.bucket_tables import bucket_files, bucket_history, buckets, job_outputs
 from runstead.stores.database import Row
 from runstead.stores.rows import instant_from, instant_to, json_to
 
@@ -59,6 +60,17 @@ KEPT_COLUMNS: tuple[Column[Any], ...] = (
     bucket_history.c.content_type,
     bucket_history.c.replaced_at,
     bucket_history.c.version,
+)
+
+# What `output_from` takes, in its order.
+OUTPUT_COLUMNS: tuple[Column[Any], ...] = (
+    job_outputs.c.bucket,
+    job_outputs.c.path,
+    job_outputs.c.file_hash,
+    job_outputs.c.size,
+    job_outputs.c.attempt,
+    buckets.c.namespace,
+    buckets.c.name,
 )
 
 # Behind every path: none has more than MAX_PATH_BYTES / 4 of this character.
@@ -121,6 +133,12 @@ def new_file_from(row: Sequence[Any]) -> NewFile:
 def kept_from(row: Sequence[Any]) -> KeptFile:
     """Return the former file in a row of `KEPT_COLUMNS`."""
     return KeptFile(file_from(row), instant_from(row[6]), row[7])
+
+
+def output_from(row: Sequence[Any]) -> Output:
+    """Return the output in a row of `OUTPUT_COLUMNS`."""
+    bucket = None if row[6] is None else f"{row[5]}/{row[6]}"
+    return Output(row[0], bucket, row[1], bytes(row[2]), row[3], row[4])
 
 
 def file_to(bucket: int, path: str, file: NewFile, uploaded_at: int) -> dict[str, Any]:

@@ -1,6 +1,17 @@
 """The tables of buckets. Instants as in `tables`; hashes are 32 bytes."""
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, LargeBinary, PrimaryKeyConstraint, Table, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Table,
+    text,
+)
 
 from runstead.stores.content_tables import metadata
 from runstead.stores.tables import INSTANT, SEQUENCE, STRING
@@ -75,6 +86,20 @@ bucket_history = Table(
     sqlite_with_rowid=False,
 )
 Index("ix_bucket_history_replaced_at", bucket_history.c.replaced_at)
+
+# What jobs wrote to their volumes: each path as the job left it, whatever became of it later.
+job_outputs = Table(
+    "job_outputs",
+    metadata,
+    Column("job_id", STRING, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("bucket", BigInteger, nullable=False),
+    Column("path", STRING, nullable=False),
+    Column("file_hash", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    PrimaryKeyConstraint("job_id", "bucket", "path"),
+    sqlite_with_rowid=False,
+)
 
 # The event log: one row per batch, its changes in one text.
 bucket_batches = Table(

@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Integer,
     Select,
+    Table,
     Text,
     bindparam,
     case,
@@ -29,7 +30,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 
 from runstead.model.accounts import Namespace
-from runstead.model.buckets import Batch, Bucket, BucketFile, Change, Folder, NewFile, Op, behind, behind_folder
+from runstead.model.buckets import (
+    Batch,
+    Bucket,
+    BucketFile,
+    Change,
+    Folder,
+    NewFile,
+    Op,
+    Writer,
+    behind,
+    behind_folder,
+)
 from runstead.model.errors import Conflict, NotFound
 from runstead.stores.bucket_rows import (
     BUCKET_COLUMNS,
@@ -42,7 +54,15 @@ from runstead.stores.bucket_rows import (
     file_to,
     new_file_from,
 )
-from runstead.stores.bucket_tables import DELETED, LIVE, bucket_batches, bucket_files, bucket_history, buckets
+from runstead.stores.bucket_tables import (
+    DELETED,
+    LIVE,
+    bucket_batches,
+    bucket_files,
+    bucket_history,
+    buckets,
+    job_outputs,
+)
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
 from runstead.stores.interface import BucketStore
 from runstead.stores.portable import one_of, position, text_list
@@ -147,7 +167,9 @@ class SqlBucketStore(BucketStore):
         skip = len(below(prefix)[0])
         return [_entry(row, skip) for row in rows]
 
-    async def apply(self, bucket: int, edits: Mapping[str, NewFile | None], at: datetime) -> Batch:
+    async def apply(
+        self, bucket: int, edits: Mapping[str, NewFile | None], at: datetime, writer: Writer | None = None
+    ) -> Batch:
         """Make paths what they shall be."""
         paths = text_list(edits)
 
@@ -161,6 +183,8 @@ class SqlBucketStore(BucketStore):
             if not changes:
                 return Batch(locked[0], instant_from(locked[1]), ())
             _write(transaction, bucket, present, changes, version, updated_at)
+            if writer is not None:
+                _note_outputs(transaction, bucket, changes, writer)
             return Batch(version, instant_from(updated_at), tuple(changes))
 
         return await self._database.write(work)
@@ -250,6 +274,22 @@ def _write(
     transaction.run(_LOG, {"bucket": bucket, "version": version, "at": at, "changes": changes_to(changes)})
 
 
+def _note_outputs(transaction: Transaction, bucket: int, changes: list[Change], writer: Writer) -> None:
+    which = {"job_id": writer.job_id, "bucket": bucket}
+    gone = [change.path for change in changes if change.file is None]
+    if gone:
+        transaction.run(_DROP_OUTPUTS, which | {"paths": text_list(gone)})
+    rows = [
+        which | {"path": c.path, "file_hash": c.file.file_hash, "size": c.file.size, "attempt": writer.attempt}
+        for c in changes
+        if c.file is not None
+    ]
+    if transaction.takes_lists and rows:
+        transaction.run(_PUT_ALL_OUTPUTS, {name: [row[name] for row in rows] for name in rows[0]})
+    else:
+        transaction.run_many(_PUT_OUTPUT, rows)
+
+
 def _binds(*names: str) -> dict[str, Any]:
     return {name: bindparam(name) for name in names}
 
@@ -304,22 +344,31 @@ _of_bucket = bucket_files.c.bucket == bindparam("bucket")
 _FILES = select(*FILE_COLUMNS).where(_of_bucket, one_of(bucket_files.c.path, "paths"))
 
 
-def _put(new: Insert) -> Insert:
+def _put(new: Insert, table: Table) -> Insert:
+    key = table.primary_key.columns
     return new.on_conflict_do_update(
-        index_elements=[bucket_files.c.bucket, bucket_files.c.path],
-        set_={
-            column.name: new.excluded[column.name] for column in bucket_files.c if column.name not in ("bucket", "path")
-        },
+        index_elements=list(key),
+        set_={column.name: new.excluded[column.name] for column in table.c if column not in set(key)},
     )
 
 
-_PUT = _put(insert(bucket_files).values(_binds(*bucket_files.c.keys())))
-# The same for lists, one per column.
-_PUT_ALL = _put(
-    insert(bucket_files).from_select(
-        list(bucket_files.c),
-        select(*(func.unnest(bindparam(column.name, type_=ARRAY(column.type))) for column in bucket_files.c)),
-    )
+def _put_one(table: Table) -> Insert:
+    """Return the statement that puts a row in the place of one with its key."""
+    return _put(insert(table).values(_binds(*table.c.keys())), table)
+
+
+def _put_all(table: Table) -> Insert:
+    """Return the same for lists, one per column."""
+    columns = (func.unnest(bindparam(column.name, type_=ARRAY(column.type))) for column in table.c)
+    return _put(insert(table).from_select(list(table.c), select(*columns)), table)
+
+
+_PUT, _PUT_ALL = _put_one(bucket_files), _put_all(bucket_files)
+_PUT_OUTPUT, _PUT_ALL_OUTPUTS = _put_one(job_outputs), _put_all(job_outputs)
+_DROP_OUTPUTS = delete(job_outputs).where(
+    job_outputs.c.job_id == bindparam("job_id"),
+    job_outputs.c.bucket == bindparam("bucket"),
+    one_of(job_outputs.c.path, "paths"),
 )
 _REMOVE = delete(bucket_files).where(_of_bucket, one_of(bucket_files.c.path, "paths"))
 _KEEP = insert(bucket_history).from_select(

@@ -14,7 +14,7 @@ from runstead.model.accounts import (
     Token,
     User,
 )
-from runstead.model.buckets import Batch, Bucket, BucketFile, Folder, KeptFile, NewFile
+from runstead.model.buckets import Batch, Bucket, BucketFile, Folder, KeptFile, NewFile, Output, Writer
 from runstead.model.jobs import (
     CancelReason,
     HistoryEntry,
@@ -506,8 +506,12 @@ class BucketStore(ABC):
         """
 
     @abstractmethod
-    async def apply(self, bucket: int, edits: Mapping[str, NewFile | None], at: datetime) -> Batch:
+    async def apply(
+        self, bucket: int, edits: Mapping[str, NewFile | None], at: datetime, writer: Writer | None = None
+    ) -> Batch:
         """Make the paths what they are mapped to (None: absent) in one step, and return what that changed.
+
+        With a writer the changes are noted, in the same step, among the outputs of that job.
 
         What was there goes into the history. Paths that are so already do not change; without any change nothing
         is stored and the returned batch is empty. The bucket's instants only grow: the batch's, in whole milliseconds,
@@ -548,6 +552,13 @@ class BucketLog(ABC):
 
         Looks at up to `limit` files and as many former files from the path `start` on; the second part of the
         answer is where to go on, None at the end.
+        """
+
+    @abstractmethod
+    async def outputs(self, job_id: str, after: tuple[int, str], limit: int) -> list[Output]:
+        """Return up to `limit` files that a job wrote, by the bucket's `seq` and path, behind `after`.
+
+        They are kept as long as the job is.
         """
 
     @abstractmethod

@@ -16,8 +16,9 @@ from datetime import datetime
 from runstead.events.interface import BUCKETS, EventBus
 from runstead.kit.clock import Clock
 from runstead.model.accounts import Permission
-from runstead.model.buckets import Bucket, NewFile, is_bucket_name, is_content_type, path_problem
+from runstead.model.buckets import Bucket, NewFile, Writer, is_bucket_name, is_content_type, path_problem
 from runstead.model.errors import NotFound, RepoNotFound, TooLarge
+from runstead.model.volumes import MountCaller
 from runstead.services.buckets.access import Asker, admit
 from runstead.services.buckets.buckets import Buckets
 from runstead.services.content.content import Content
@@ -110,12 +111,14 @@ class Batches:
                             operation.file_hash, size, operation.mtime or now, operation.content_type
                         )
         if edits:
-            await self._write(bucket, edits, now)
+            await self._write(bucket, edits, now, _writer(caller))
         return BatchResult(len(operations), tuple(refused))
 
-    async def _write(self, bucket: Bucket, edits: Mapping[str, NewFile | None], now: datetime) -> None:
+    async def _write(
+        self, bucket: Bucket, edits: Mapping[str, NewFile | None], now: datetime, writer: Writer | None
+    ) -> None:
         try:
-            batch = await self._store.apply(bucket.seq, edits, now)
+            batch = await self._store.apply(bucket.seq, edits, now, writer)
         except NotFound as error:
             raise RepoNotFound(f"{error.message}: {bucket.path}") from error
         if batch.changes:
@@ -146,6 +149,10 @@ class Batches:
             return {}
         readable = await self._content.take(origin.scope, hashes)
         return await self._content.share(bucket.scope, readable.keys())
+
+
+def _writer(caller: Asker) -> Writer | None:
+    return Writer(caller.job_id, caller.attempt) if isinstance(caller, MountCaller) else None
 
 
 def _own(bucket: Bucket) -> tuple[str, str]:
