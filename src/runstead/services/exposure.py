@@ -87,6 +87,28 @@ class Exposure:
         self._capabilities = capabilities
         self._accounts = accounts
         self._events = events
+        self._changed: list[Callable[[str], None]] = []
+
+    def when_changed(self, tell: Callable[[str], None]) -> None:
+        """Call `tell` with the id of each job whose ports were changed by this server."""
+        self._changed.append(tell)
+
+    async def set_ports(self, caller: Caller, namespace: str, job_id: str, ports: Ports) -> Job:
+        """Replace the exposed ports of a job. Raises NotFound, Forbidden, NotRunning when it is over, or as `check`."""
+        authorize(caller, Permission.READ, namespace)
+        job = await self._store.get(job_id) if is_id(job_id) else None
+        if job is None or job.namespace != namespace:
+            raise NotFound(f"there is no job {job_id[:100]!r} in {namespace!r}: `hf jobs ps -a` shows those there are")
+        authorize(caller, Permission.WRITE, namespace)
+        ports = self.check(ports)
+        changed = await self._store.set_ports(job_id, ports)
+        if changed is None:
+            raise NotFound(f"job {job_id!r} was deleted meanwhile")
+        if changed.stage.is_terminal:
+            raise NotRunning(f"the job is over ({changed.stage}): its ports cannot be changed any more")
+        for tell in self._changed:
+            tell(job_id)
+        return changed
 
     def check(self, ports: Ports) -> Ports:
         """Return the ports in order, each once. Raises Invalid for what is no port, Unsupported."""

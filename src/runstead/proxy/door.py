@@ -1,0 +1,366 @@
+"""A connection of the server: what is for ports of jobs goes there, the rest is served as ever.
+
+A mixin over uvicorn's HTTP protocol. It looks at bytes only where a request begins; the decision is made for each
+request anew, for clients use one connection for the server's own API and for ports of jobs.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from runstead.model.errors import Invalid, RunsteadError
+from runstead.proxy import answers
+from runstead.proxy.exchange import Exchange
+from runstead.proxy.heads import MAX_HEAD_BYTES, BadMessage, RequestHead
+from runstead.proxy.native import VISIT
+from runstead.proxy.tunnels import Tunnel
+from runstead.services.exposure import PortError, Visit
+from runstead.services.port_addresses import PortAddress
+
+_BARE = re.compile(rb"(?<!\r)\n\r?\n|\n\n")
+_TLS = b"\x16"
+_BUFFERED_BYTES = 256 * 1024
+
+
+class _Partner(Protocol):
+    """What a connection is joined with while a request is not the server's own."""
+
+    lasts: bool
+    active_at: float
+
+    def from_client(self, data: bytes) -> None: ...
+    def client_eof(self) -> bool: ...
+    def client_lost(self) -> None: ...
+    def client_is_full(self, full: bool) -> None: ...
+    def abort(self) -> None: ...
+    def finish(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A request that is not for the server's own application. Without an address it is a CONNECT to ourselves."""
+
+    head: RequestHead
+    address: PortAddress | None
+    host: str
+    secure: bool
+
+
+class Middle(Protocol):
+    """What all connections share."""
+
+    doors: "set[Door]"
+
+    def find(self, data: bytes, end: int, secure: bool, transport: asyncio.Transport) -> Found | None:
+        """Say whom a request is for: None for the server itself. Raises BadMessage for one that is malformed."""
+        ...
+
+    def names_port(self, url: bytes, fields: list[tuple[bytes, bytes]]) -> bool:
+        """Say whether a request is for a port, by what uvicorn read of it."""
+        ...
+
+    async def serve(self, door: "Door", found: Found, data: bytes) -> None:
+        """Let a request in and send it where it belongs; `data` is its head. Raises the reasons why not."""
+        ...
+
+    def lost(self, exchange: Exchange) -> None:
+        """Find out why a job did not answer, or send the request again on a fresh connection."""
+        ...
+
+    def report(self, error: Exception) -> None:
+        """Log what should not have happened."""
+        ...
+
+
+class Door(HttpToolsProtocol):
+    """One connection of a client."""
+
+    def __init__(self, *arguments: Any, proxy: Middle, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.partner: _Partner | None = None
+        self.visit: Visit | None = None  # of the request that is on its way
+        self.waiting_since = self.loop.time()  # for the client to begin, or to go on with, a request
+        self._proxy = proxy
+        self._held = b""  # the beginning of a request
+        self._deciding: asyncio.Task[None] | None = None
+        self._local = False  # the request in hand is the server's own
+        self._parsing: object = None  # the parser that is inside of a request
+        self._lingering = False
+        self._judged = False  # somebody looked at the head that uvicorn is about to read
+        self._native: tuple[Visit, bytes] | None = None
+
+    # What asyncio tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        super().connection_made(cast("asyncio.Transport", transport))
+        self.transport.set_write_buffer_limits(_BUFFERED_BYTES)
+        self._proxy.doors.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self.partner is not None:
+            self.partner.from_client(data)
+        elif self._deciding is not None:
+            self._held += data
+            self.transport.pause_reading()
+        elif self._local and (self._parsing is self.parser or not self.cycle.response_complete):
+            super().data_received(data)
+        elif not self._lingering:
+            self._begin(self._held + data if self._held else data)
+
+    def eof_received(self) -> bool | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """See asyncio."""
+        return self.partner.client_eof() if self.partner is not None else super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._proxy.doors.discard(self)
+        if self._deciding is not None:
+            self._deciding.cancel()
+        partner, self.partner = self.partner, None
+        if partner is not None:
+            partner.client_lost()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        if self.partner is not None:
+            self.partner.client_is_full(True)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        if self.partner is not None:
+            self.partner.client_is_full(False)
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """The server stops: let what is in hand end."""
+        if self.partner is not None:
+            self.partner.finish()
+        elif self._deciding is None:
+            super().shutdown()
+
+    # Where a request begins
+
+    def _begin(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if not self._held:
+            self.waiting_since = self.loop.time()
+            if data[:2] == b"\r\n":
+                data = data.lstrip(b"\r\n")
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            self._held = data
+            if data[:1] == _TLS or _BARE.search(data):
+                self._refuse(BadMessage("this is not HTTP/1.1"))
+            elif len(data) > MAX_HEAD_BYTES:
+                self._refuse(BadMessage(f"the head of a request has at most {MAX_HEAD_BYTES:,} bytes", 431))
+            return
+        self._held = b""
+        try:
+            found = self._proxy.find(data, end + 4, self._secure, self.transport)
+        except BadMessage as error:
+            self._refuse(error)
+            return
+        if found is None:
+            self._serve(data)
+            return
+        self._local = False
+        self._held = data[end + 4 :]
+        self._decide(found, self._proxy.serve(self, found, data[: end + 4]))
+
+    def _decide(self, found: Found, work: Awaitable[None]) -> None:
+        async def decide() -> None:
+            try:
+                await work
+            except RunsteadError as error:
+                self.refuse(error, found.head)
+            except BadMessage as error:
+                self._deciding = None
+                self._refuse(error)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                self._proxy.report(error)
+                self.refuse(RunsteadError("the server failed on this request; its log says why"), found.head)
+
+        self._deciding = self.loop.create_task(decide())
+
+    def _serve(self, data: bytes) -> None:
+        self._local = self._judged = True
+        super().data_received(data)
+
+    @property
+    def _secure(self) -> bool:
+        return self.scheme == "https"
+
+    # What a decision leads to. Each is the end of the deciding.
+
+    def join(self, partner: _Partner, visit: Visit | None) -> bytes:
+        """Join the connection with what the request goes to; return what came behind its head."""
+        self._deciding = None
+        self.partner = partner
+        self.visit = visit
+        early, self._held = self._held, b""
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        return early
+
+    def serve_native(self, app: Callable[..., Awaitable[None]], visit: Visit, target: bytes, data: bytes) -> None:
+        """Have an application of this server answer the request; `data` is its head."""
+        self._deciding = None
+        held, self._held = self._held, b""
+        self._native = visit, target
+        ordinary, self.app = self.app, cast("Any", app)
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        try:
+            self._serve(data)  # the head alone: what follows may be another request
+        finally:
+            self.app, self._native = ordinary, None
+        if held:
+            self.data_received(held)
+
+    def answer(self, data: bytes, head: RequestHead) -> None:
+        """Answer here, and go on with the connection if the request is whole."""
+        self._deciding = None
+        if self.transport.is_closing():
+            return
+        self.transport.resume_reading()
+        self.transport.write(data)
+        # What came of a body was not followed: better to begin anew.
+        if self._has_body(head) or not head.keeps_alive or b"\r\nConnection: close\r\n" in data:
+            self._linger()
+        else:
+            self._next(self._held)
+
+    def refuse(self, error: RunsteadError, head: RequestHead | None) -> None:
+        """Answer with an error."""
+        close = head is None or self._has_body(head) or not head.keeps_alive
+        data = answers.refusal(error, head, close=close)
+        if head is None:
+            self._deciding = None
+            self.transport.write(data)
+            self._linger()
+        else:
+            self.answer(data, head)
+
+    def _has_body(self, head: RequestHead) -> bool:
+        return head.first(b"content-length") not in (None, b"0") or head.first(b"transfer-encoding") is not None
+
+    def _refuse(self, error: BadMessage) -> None:
+        said = {"error": str(error), "cause": "request"}
+        self.transport.write(answers.answer(error.status, said, None, close=True))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Send no more, and wait a moment for the client to close: what is unread would destroy the answer."""
+        self._held = b""
+        self._lingering = True
+        self.waiting_since = self.loop.time()
+        if self.transport.is_closing():
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _next(self, rest: bytes) -> None:
+        """Go on with the next request."""
+        self._held = b""
+        self.waiting_since = self.loop.time()
+        if rest:
+            self._begin(rest)
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing is on its way: neither a request of the server's own nor one of a job."""
+        return self.partner is None and self._deciding is None and not self._local
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the last answer was sent."""
+        return self._lingering
+
+    @property
+    def began(self) -> bool:
+        """Whether part of a head was received."""
+        return bool(self._held)
+
+    # What exchanges tell (exchange.Client)
+
+    def exchange_is_over(self, rest: bytes, *, keep: bool) -> None:
+        """See exchange.Client."""
+        self.partner = self.visit = None
+        if not keep:
+            self._linger() if rest else self.transport.close()
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()
+            self._next(rest)
+
+    def exchange_failed(self, error: PortError | BadMessage) -> None:
+        """See exchange.Client."""
+        exchange, self.partner, self.visit = self.partner, None, None
+        head = exchange.head if isinstance(exchange, Exchange) else None
+        refused = error if isinstance(error, RunsteadError) else Invalid(str(error))
+        if not self.transport.is_closing():
+            self.transport.write(answers.refusal(refused, head, close=True))
+            self._linger()
+
+    def exchange_lost(self, exchange: Exchange) -> None:
+        """See exchange.Client."""
+        self._proxy.lost(exchange)
+
+    def becomes(self, tunnel: Tunnel) -> None:
+        """See exchange.Client."""
+        self.partner = tunnel
+
+    # What uvicorn's parser tells
+
+    def on_message_begin(self) -> None:
+        """A request of the server's own begins."""
+        self._parsing = self.parser
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """It was received whole."""
+        self._parsing = None
+        super().on_message_complete()
+
+    def on_headers_complete(self) -> None:
+        """Its head was read: hand it to whom it is for."""
+        ordinary = self.app
+        if not self._judged and self._proxy.names_port(self.url, self.headers):
+            # It came so close behind another request that nobody could look at it first.
+            self.app = cast("Any", _misdirected)
+        super().on_headers_complete()
+        self.app = ordinary
+        self._judged = False
+        if self._native is not None:
+            visit, target = self._native
+            path, _, query = target.partition(b"?")
+            scope = cast("dict[str, Any]", self.scope)
+            scope["path"], scope["raw_path"], scope["query_string"] = _decoded(path), path, query
+            scope.setdefault("extensions", {})[VISIT] = visit
+
+
+def _decoded(path: bytes) -> str:
+    return unquote(path.decode("latin-1"))
+
+
+async def _misdirected(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+    body = b'{"error": "send this request once the answer before it is there"}'
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 421, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
