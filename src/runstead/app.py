@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
+from zoneinfo import ZoneInfo
 
 import structlog
 import uvicorn
@@ -33,11 +34,13 @@ from runstead.kit.loops import forever
 from runstead.kit.settings import Settings
 from runstead.logs.files import FileLogStore
 from runstead.mcp.face import McpContext, with_mcp
+from runstead.model.costs import MICRO
 from runstead.model.errors import Conflict, Unavailable
 from runstead.model.hardware import Accelerator, Flavor, Machine
 from runstead.model.ids import new_id
 from runstead.objects.disk import DiskObjectStore
 from runstead.objects.interface import ObjectStore
+from runstead.sandbox.native import SandboxPort
 from runstead.services.accounts import Accounts
 from runstead.services.admission import AdmissionRounds
 from runstead.services.buckets.batches import Batches
@@ -57,9 +60,17 @@ from runstead.services.mount_tokens import MountTokens
 from runstead.services.outputs import Outputs
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.recovery import Recovery
+from runstead.services.sandboxes.activity import Activity
+from runstead.services.sandboxes.hosts import Hosts
+from runstead.services.sandboxes.idling import Idling
+from runstead.services.sandboxes.recognition import SandboxRules
+from runstead.services.sandboxes.sandboxes import Sandboxes
+from runstead.services.scheduled_runs import ScheduledRuns
+from runstead.services.schedules import Schedules
 from runstead.services.script_folders import ScriptFolders
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
+from runstead.services.ticker import CatchUp, Ticker
 from runstead.services.volumes import MountRequests, VolumeRules, Volumes
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
@@ -68,6 +79,8 @@ from runstead.stores.content import SqlContentStore
 from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
+from runstead.stores.schedules import SqlScheduleStore
+from runstead.stores.sandboxes import SqlSandboxStore
 from runstead.volumes.either import EitherVolumes
 from runstead.volumes.filled import FilledVolumes
 from runstead.volumes.fuse import FuseVolumes
@@ -280,7 +293,10 @@ def build_hardware(settings: Settings, capabilities: Capabilities) -> Hardware:
         flavors = derive_flavors(capabilities.machine)
     else:
         flavors = []
-    return Hardware(flavors, capabilities.machine, settings.executor.cpu_overcommit)
+    priced = [replace(one, price_micro_usd=round(settings.prices.get(one.name, 0) * MICRO)) for one in flavors]
+    for name in settings.prices.keys() - {one.name for one in flavors}:
+        log.warning("a price is set for a flavor that this server does not have", flavor=name)
+    return Hardware(priced, capabilities.machine, settings.executor.cpu_overcommit)
 
 
 async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None, stop_jobs_at_exit: bool) -> int:
@@ -335,6 +351,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
                 await server.stop_jobs()
             server.logs.close()
             server.following.close()
+            server.sandboxes.close()
             server.metrics.close()
             http.should_exit = True
             await serving
@@ -377,6 +394,7 @@ class _Server:
         log_store = FileLogStore(settings.server.data_dir / "logs")
         self._store = SqlJobStore(database)
         account_store = SqlAccountStore(database)
+        schedule_store = SqlScheduleStore(database)
         self.accounts = Accounts(account_store, clock)
         hardware = build_hardware(settings, capabilities)
         owner = f"{capabilities.instance}/{new_id(clock.now())}"
@@ -418,8 +436,13 @@ class _Server:
             self._reconcile.take,
         )
         self._scripts = ScriptFolders(
-            account_store, self._store, bucket_store, events, clock, settings.jobs.script_days
+            account_store, self._store, schedule_store, bucket_store, events, clock, settings.jobs.script_days
         )
+        activity = Activity(SqlSandboxStore(database), clock)
+        hosts = Hosts(SqlSandboxStore(database), executor, secrets, activity, clock)
+        self.sandboxes = Sandboxes(self._store, executor, secrets, activity, hosts, events, clock)
+        self.sandbox_port = SandboxPort(self.sandboxes)
+        self._idling = Idling(self._store, executor, activity, hosts, events, clock, self._reconcile.in_hand)
         self._sweeper = Sweeper(self._store, log_store, clock, settings.jobs.retention_days)
         self.logs = Logs(self._store, log_store, events, encode_log_lines, b"===== Job started")
         self.metrics = JobMetrics(self._store, executor, hardware, events, clock)
@@ -428,18 +451,25 @@ class _Server:
         buckets = Buckets(bucket_store, self.content, events, clock)
         self.following = Following(bucket_store, bucket_log, events)
         self._keeping = Keeping(bucket_store, bucket_log, self.content, events, clock, settings.storage.history_days)
+        jobs = Jobs(
+            self._store,
+            hardware,
+            secrets,
+            self._admission,
+            events,
+            clock,
+            JobLimits(settings.jobs.default_timeout_seconds, settings.jobs.max_timeout_seconds),
+            VolumeRules(buckets, bucket_store, capabilities),
+            SandboxRules(capabilities),
+        )
+        zone = ZoneInfo(settings.schedules.time_zone)
+        runs = ScheduledRuns(schedule_store, account_store, jobs, secrets)
+        schedules = Schedules(schedule_store, jobs, runs, secrets, events, clock, zone)
+        self._ticker = Ticker(schedule_store, runs, jobs, events, clock, zone, CatchUp(settings.schedules.catch_up))
         self.context = Context(
             accounts=self.accounts,
-            jobs=Jobs(
-                self._store,
-                hardware,
-                secrets,
-                self._admission,
-                events,
-                clock,
-                JobLimits(settings.jobs.default_timeout_seconds, settings.jobs.max_timeout_seconds),
-                VolumeRules(buckets, bucket_store, capabilities),
-            ),
+            jobs=jobs,
+            schedules=schedules,
             logs=self.logs,
             metrics=self.metrics,
             hardware=hardware,
@@ -464,6 +494,7 @@ class _Server:
         self.web = WebContext(
             accounts=self.accounts,
             jobs=self.context.jobs,
+            schedules=schedules,
             logs=self.logs,
             metrics=self.metrics,
             hardware=hardware,
@@ -479,7 +510,9 @@ class _Server:
         return [
             forever("reconcile", self._reconcile.run),
             forever("admission", self._admission.run),
+            forever("sandboxes", self._idling.run),
             forever("sweeper", self._sweeper.run),
+            forever("schedules", self._ticker.run),
             forever("scripts", self._scripts.run),
             forever("buckets", self._keeping.run),
             *([forever("garbage", self._collecting.run)] if self._collecting.every_seconds else []),

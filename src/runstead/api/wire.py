@@ -194,7 +194,7 @@ def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
         "secrets": spec.secret_names,
         "flavor": spec.flavor,
         "labels": spec.labels,
-        "volumes": [_volume_json(volume) for volume in spec.volumes],
+        "volumes": [_volume_json(volume) for volume in spec.asked_volumes],
         "timeout": spec.timeout_seconds,
         "retry": spec.attempts - 1,
         "attempt": job.attempt,

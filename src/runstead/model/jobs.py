@@ -6,11 +6,11 @@ the reconcile loop has next. Every change of either goes through `Transition`, g
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from runstead.model.costs import Span
+from runstead.model.costs import Span, cost_micro_usd
 from runstead.model.ports import NetworkGroup, Ports
 from runstead.model.sandboxes import SandboxSpec
 from runstead.model.volumes import Volume, VolumeKind
@@ -91,7 +91,7 @@ class JobSpec:
     arch: str | None = None
     tags: tuple[str, ...] = ()
     volumes: tuple[Volume, ...] = ()
-    ports: Ports = Ports()  # these may change while the job runs
+    ports: Ports = field(default_factory=Ports)  # these may change while the job runs
     network: NetworkGroup | None = None
     sandbox: SandboxSpec | None = None
 
@@ -99,6 +99,11 @@ class JobSpec:
     def image(self) -> str:
         """The image as a user would name it."""
         return self.docker_image or f"hf.co/spaces/{self.space_id}"
+
+    @property
+    def asked_volumes(self) -> tuple[Volume, ...]:
+        """The volumes as they were asked for, also those that are not mounted."""
+        return (*self.volumes, *self.sandbox.unmounted) if self.sandbox else self.volumes
 
     @property
     def writes_to(self) -> tuple[str, ...]:
@@ -161,6 +166,13 @@ class Job:
     def labels(self) -> Mapping[str, str]:
         """The labels as they are now."""
         return self.spec.labels
+
+    def cost_at(self, now: datetime) -> int:
+        """Return what the job has cost until now, in millionths; once it is over, in all."""
+        if self.started_at is None or self.finished_at is not None or not self.price_micro_usd:
+            return self.cost_micro_usd
+        used = min(now - self.started_at, timedelta(seconds=self.spec.timeout_seconds))
+        return self.cost_micro_usd + cost_micro_usd(self.price_micro_usd, used)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from runstead.kit.wakeup import Wakeup
 from runstead.model.accounts import Caller, Namespace, Permission, User
 from runstead.model.errors import Invalid, NotFound
 from runstead.model.ids import is_id, new_id
-from runstead.model.jobs import HistoryEntry, Initiator, Job, JobFilter, JobSpec, NewJob, Phase, Stage
+from runstead.model.jobs import CancelReason, HistoryEntry, Initiator, Job, JobFilter, JobSpec, NewJob, Phase, Stage
 from runstead.services import specs
 from runstead.services.accounts import authorize
 from runstead.services.admission import AdmissionRounds
 from runstead.services.hardware import Hardware
+from runstead.services.sandboxes.recognition import SandboxRules, kept_labels
 from runstead.services.secrets import SecretBox
 from runstead.services.volumes import VolumeRules
 from runstead.stores.interface import JobStore
@@ -44,6 +45,7 @@ class Jobs:
         clock: Clock,
         limits: JobLimits,
         volumes: VolumeRules,
+        sandboxes: SandboxRules,
     ) -> None:
         self._store = store
         self._hardware = hardware
@@ -53,6 +55,7 @@ class Jobs:
         self._clock = clock
         self.limits = limits
         self._volumes = volumes
+        self._sandboxes = sandboxes
 
     async def submit(
         self,
@@ -109,14 +112,15 @@ class Jobs:
         return await self._store.history(job.id)
 
     async def set_labels(self, caller: Caller, namespace: str, job_id: str, labels: Mapping[str, str]) -> Job:
-        """Replace all labels of a job."""
-        await self.get(caller, namespace, job_id)
+        """Replace all labels of a job, but for those by which a sandbox is known."""
+        job = await self.get(caller, namespace, job_id)
         authorize(caller, Permission.WRITE, namespace)
+        labels = {**labels, **kept_labels(job.spec)}
         specs.check_labels(labels)
-        job = await self._store.set_labels(job_id, labels)
-        if job is None:
+        changed = await self._store.set_labels(job_id, labels)
+        if changed is None:
             raise NotFound(f"job {job_id!r} was deleted meanwhile")
-        return job
+        return changed
 
     async def cancel(self, caller: Caller, namespace: str, job_id: str) -> Job:
         """Cancel a job; one that is over stays as it is. Returns it as it stands a moment later."""
@@ -136,7 +140,7 @@ class Jobs:
     def message(self, job: Job) -> str | None:
         """Return what `status.message` says now: for a waiting job why, its position, and the next look."""
         if job.cancel_requested_at is not None and not job.stage.is_terminal:
-            return "being canceled"
+            return "being canceled" if job.cancel_reason is CancelReason.ASKED else "being ended: nobody uses it"
         return self._admission.reason(job)
 
     async def accept(self, caller: Caller, spec: JobSpec, secrets: Mapping[str, str]) -> JobSpec:
@@ -145,6 +149,7 @@ class Jobs:
         Raises Invalid, NotFound, Forbidden or Unsupported naming the field that cannot be had.
         """
         self._check(spec, secrets)
+        spec = self._sandboxes.accept(spec, secrets)
         return replace(spec, volumes=await self._volumes.accept(caller, spec.volumes))
 
     def draft(

@@ -1,6 +1,6 @@
 """From a stored job to a launch: its environment, its secrets, its share of the machine, the head of its log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from runstead.executors.interface import Capabilities
 from runstead.kit.clock import Clock
@@ -8,6 +8,7 @@ from runstead.logs.interface import LogStore
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import Job
 from runstead.model.launches import Launch
+from runstead.model.sandboxes import HIDDEN_VARIABLES, PORT
 from runstead.services.hardware import Hardware
 from runstead.services.secrets import SecretBox
 from runstead.stores.interface import JobStore
@@ -48,8 +49,8 @@ class Launching:
             attempt=job.attempt,
             namespace=job.namespace,
             image=job.spec.image,
-            argv=(*job.spec.command, *job.spec.arguments),
-            environment={**self._builtin(job, flavor), **job.spec.environment, **secrets},
+            argv=() if job.spec.sandbox else (*job.spec.command, *job.spec.arguments),
+            environment=_environment(job, {**self._builtin(job, flavor), **job.spec.environment, **secrets}),
             cpu_millicores=flavor.cpu_millicores,
             memory_bytes=flavor.memory_bytes,
             disk_bytes=flavor.disk_bytes,
@@ -66,6 +67,8 @@ class Launching:
 
     def _notes(self, job: Job) -> list[str]:
         notes = [note.format(image=job.spec.image) for note in self._capabilities.notes]
+        if job.spec.sandbox is not None:
+            notes.append(f"this is a sandbox; the server answers for it on port {PORT}, and its command is not run")
         return [f"runstead: {note}" for note in notes]
 
     def _builtin(self, job: Job, flavor: Flavor) -> dict[str, str]:
@@ -80,6 +83,13 @@ class Launching:
         if endpoint is not None:
             variables["HF_ENDPOINT"] = endpoint
         return variables
+
+
+def _environment(job: Job, variables: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what programs in the job get to see; those in a sandbox never its token."""
+    if job.spec.sandbox is None:
+        return variables
+    return {name: value for name, value in variables.items() if name not in HIDDEN_VARIABLES}
 
 
 def _kubernetes_size(size_bytes: int) -> str:

@@ -131,6 +131,10 @@ class Reconcile:
             self._refused.clear()
             self.take([job for job in await self._store.leased(self._owner) if job.id not in self._active])
 
+    def in_hand(self) -> list[Job]:
+        """Return the jobs that this server works on, as it last saw them."""
+        return list(self._active.values())
+
     def take(self, jobs: Sequence[Job]) -> None:
         """Begin to work on jobs that were just leased to this server."""
         for job in jobs:

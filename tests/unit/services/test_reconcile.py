@@ -32,6 +32,7 @@ from runstead.services.jobs import JobLimits, Jobs
 from runstead.services.launching import Launching
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.reconcile import LEASE, Reconcile
+from runstead.services.sandboxes.recognition import SandboxRules
 from runstead.services.secrets import SecretBox
 from runstead.services.volumes import MountRequests, VolumeRules, Volumes
 from runstead.stores.buckets import SqlBucketStore
@@ -145,6 +146,9 @@ class FakeVolumes(VolumeProvider):
         self.done.append(("release", job_id, attempt))
         self.held.discard((job_id, attempt))
 
+    async def holds(self, job_id: str, attempt: int) -> bool:
+        return (job_id, attempt) in await self.owned()
+
     async def owned(self) -> list[tuple[str, int]]:
         return sorted(self.held)
 
@@ -205,7 +209,8 @@ async def open_house(
     reconcile = Reconcile(store, executor, "fake@here", logs, launching, events, clock, owner, 0.2, 1.0, volumes)
     admission = AdmissionRounds(store, hardware, events, clock, "fake@here", owner, LEASE, 0.2, reconcile.take)
     rules = VolumeRules(Buckets(buckets, cast(Content, None), events, clock), buckets, capabilities)
-    jobs = Jobs(store, hardware, secrets, admission, events, clock, JobLimits(1800, None), rules)
+    limits = JobLimits(1800, None)
+    jobs = Jobs(store, hardware, secrets, admission, events, clock, limits, rules, SandboxRules(capabilities))
     duties = [asyncio.create_task(reconcile.run()), asyncio.create_task(admission.run())]
     try:
         yield House(executor, store, logs, events, jobs, provider)
