@@ -147,6 +147,6 @@ async def _exactly(connection: socket.socket, count: int) -> bytes | None:
 def _version() -> str:
     """Return a short name of the code that a launcher runs: its modules and its interpreter."""
     digest = hashlib.sha256(sys.version.encode() + sys.executable.encode())
-    for path in sorted(Path(launcher.__file__).parent.glob("*.py")):
+    for path in sorted(Path(launcher.__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]

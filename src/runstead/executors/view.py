@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from runstead.executors.resolving import network_files
 from runstead.node import places
 from runstead.node.request import View
 
 # Never shown: private to the job instead, or none of its business.
 _PRIVATE = {"root", "home", "tmp", "run", "dev", "proc", "sys", "boot", "lost+found", "workspace", "runstead"}
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_UPSTREAM_RESOLVERS = Path("/run/systemd/resolve/resolv.conf")
-_HOST_NAME, _HOST_ADDRESS = "@hostname@", "@address@"
 
 _PIP_BY_UV = '''"""pip by way of uv, for machines whose Python has no pip."""
 import os
@@ -131,7 +130,7 @@ def isolated_view(
         links=links,
         hidden=hidden,
         binds=binds,
-        files=_network_files(private_network),
+        files=_replaceable(network_files(private_network)),
         sys=["/sys"] if gpus else ["/sys/devices/system"],
         python=programs.python,
         python_version=sys.version.split()[0],
@@ -174,56 +173,7 @@ def _inside(path: str, folders: list[str]) -> bool:
     return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
-def _network_files(private_network: bool) -> list[list[str]]:
-    hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
-    if private_network:
-        hosts += f"{_HOST_ADDRESS} {_HOST_NAME}\n"
-    else:
-        hosts += f"127.0.1.1 {_HOST_NAME}\n"
-    texts = {
-        "/etc/hosts": hosts,
-        "/etc/hostname": f"{_HOST_NAME}\n",
-        "/etc/resolv.conf": resolver_text(private_network),
-    }
-    files: list[list[str]] = []
-    for path, text in texts.items():
-        target = os.path.realpath(path)
-        # In /etc only what is there can be replaced; /run is the job's own and starts empty.
-        if Path(target).is_file() or _inside(target, ["/run"]):
-            files.append([target, text])
-    return files
-
-
-def resolver_text(private_network: bool) -> str:
-    """Return a resolv.conf that works for jobs: a resolver on the machine's loopback is out of a network's reach."""
-    text = _read(Path("/etc/resolv.conf"))
-    if not private_network or any(not _is_loopback(server) for server in nameservers(text)):
-        return text
-    upstream = _read(_UPSTREAM_RESOLVERS)
-    return upstream if nameservers(upstream) else text
-
-
-def missing_name_service() -> list[str]:
-    """Say so when jobs in a network of their own cannot reach any name server of this machine's."""
-    servers = nameservers(resolver_text(private_network=True))
-    if any(not _is_loopback(server) for server in servers):
-        return []
-    found = ", ".join(servers) or "none"
-    return [f"jobs cannot resolve names: name a server in /etc/resolv.conf that is not on loopback ({found})"]
-
-
-def nameservers(text: str) -> list[str]:
-    """Return the addresses in a resolv.conf."""
-    lines = (line.split() for line in text.splitlines())
-    return [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _replaceable(files: list[list[str]]) -> list[list[str]]:
+    """Keep the files that can be shown to a job: in /etc only what is there; /run is its own and starts empty."""
+    targets = [(os.path.realpath(path), text) for path, text in files]
+    return [[path, text] for path, text in targets if Path(path).is_file() or _inside(path, ["/run"])]

@@ -9,23 +9,34 @@ from runstead.node import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
+    from runstead.node.users import User
 
 EXIT_NOT_FOUND = 127
 EXIT_NOT_EXECUTABLE = 126
 
 
-def spawn(argv: list[str], environment: dict[str, str], output: int) -> int:
+def spawn(argv: list[str], environment: dict[str, str], output: int, user: "User | None" = None) -> int:
     """Start the command as a child and return its process id; raises OSError when it cannot be executed.
 
     The child shares our memory until it is executed: nothing is copied, which halves the price of a start. It
-    inherits our working directory and umask; all other file descriptors of ours close on exec.
+    inherits our working directory and umask; all other file descriptors of ours close on exec. To start it as
+    another user than ourselves costs a real fork.
     """
+    if user is not None:
+        return _spawn_as(user, argv, environment, output)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, output, 1),
         (os.POSIX_SPAWN_DUP2, output, 2),
     ]
+    return spawn_with(argv, environment, actions)
+
+
+def spawn_with(argv: list[str], environment: dict[str, str], actions: "Sequence[tuple[Any, ...]]") -> int:
+    """Do the same with file actions for posix_spawn."""
     ordinary = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
     def start(path: str) -> int:
@@ -34,6 +45,34 @@ def spawn(argv: list[str], environment: dict[str, str], output: int) -> int:
         )
 
     return _search(argv, environment, start)
+
+
+def _spawn_as(user: "User", argv: list[str], environment: dict[str, str], output: int) -> int:
+    status, report = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups(user.groups)
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
+            os.setsid()
+            for target, source in enumerate((os.open("/dev/null", os.O_RDONLY), output, output)):
+                os.dup2(source, target)
+            _reset_signals()
+            _search(argv, environment, lambda path: os.execve(path, argv, environment))
+        except OSError as error:
+            os.write(report, json.dumps([error.errno, error.strerror, error.filename]).encode())
+        finally:
+            os._exit(EXIT_NOT_FOUND)
+    os.close(report)
+    text = b""
+    while part := os.read(status, 65536):
+        text += part
+    os.close(status)
+    if text:
+        os.waitpid(child, 0)
+        raise OSError(*json.loads(text))
+    return child
 
 
 def execute(argv: list[str], environment: dict[str, str], folder: str, output: int, status: int) -> None:
@@ -61,6 +100,14 @@ def execute(argv: list[str], environment: dict[str, str], folder: str, output: i
     except BaseException as error:
         os.write(status, json.dumps(explain(argv, environment, folder, error)).encode())
     os._exit(EXIT_NOT_FOUND)
+
+
+def become(argv: list[str], environment: dict[str, str], folder: str) -> "NoReturn":
+    """Become the command; raises OSError. All but the first three open files must close on exec."""
+    _reset_signals()
+    os.chdir(folder)
+    _search(argv, environment, lambda path: os.execve(path, argv, environment))
+    raise AssertionError("exec came back")
 
 
 def explain(argv: list[str], environment: dict[str, str], folder: str, error: BaseException) -> dict[str, object]:

@@ -3,12 +3,10 @@
 When it ends the kernel kills everything else in the namespace. It talks to its supervisor over one
 SOCK_SEQPACKET pair:
 
-    to the supervisor    M             I have a user namespace: write its id maps
-                         R             the command was executed
+    to the supervisor    R             the command was executed
                          F{json}       it was not; why
                          X<status>     it ended, as waitpid tells it
-    from the supervisor  G             go on
-                         T, K          SIGTERM, SIGKILL to every process of the job
+    from the supervisor  T, K          SIGTERM, SIGKILL to every process of the job
 """
 
 import json
@@ -17,8 +15,11 @@ import select
 import signal
 import socket
 
-from runstead.node import command, framing, namespaces, places, syscalls, venv
+from runstead.node import command, framing, namespaces, places, syscalls, users, venv
+from runstead.node.inside.agent import Agent
+from runstead.node.inside.ground import Ground
 from runstead.node.request import NO_NETWORK, Request
+from runstead.node.roots import image, machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Order:
         shared: str,
         empty: str,
         owner: int | None,
+        handed: list[str],
     ) -> None:
         self.request = Request.from_message(request)
         self.environment = environment  # of the command, complete
@@ -48,6 +50,9 @@ class Order:
         self.shared = shared  # what the jobs of one owner share
         self.empty = empty
         self.owner = owner  # the machine's id of the job's root user; None: our own
+        # The open files that come with it: "output" and "inside", where the server asks for things to be done here,
+        # always; "users" a user namespace to enter, "network" likewise.
+        self.handed = handed
 
 
 def run(control: socket.socket, orders: socket.socket) -> None:
@@ -55,24 +60,35 @@ def run(control: socket.socket, orders: socket.socket) -> None:
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
-        word, fds, _, _ = socket.recv_fds(orders, 1, 2)
+        word, fds, _, _ = socket.recv_fds(orders, 1, 4)
         message = framing.receive(orders)
         if not word or message is None:
             raise _SupervisorGone
         orders.close()
         order = Order(**message)
-        output, *network = fds
+        handed = dict(zip(order.handed, fds, strict=True))
+        output = handed.pop("output")
         os.set_inheritable(output, False)
-        _enter(order, network, control)
+        listener = socket.socket(fileno=handed.pop("inside"))
+        os.set_inheritable(listener.fileno(), False)
+        _enter(order, handed, control)
+        user = _prepare(order, output)
+        ground = Ground(
+            environment=order.environment,
+            folder=os.getcwd(),
+            own_network=order.request.network is not None,
+            own_ids=order.request.isolation == "root",
+            user=user,
+        )
         try:
-            child = command.spawn(order.request.argv, order.environment, output)
+            child = command.spawn(order.request.argv, order.environment, output, user) if order.request.argv else 0
         except (OSError, ValueError) as error:
-            report = command.explain(order.request.argv, order.environment, places.WORK, error)
+            report = command.explain(order.request.argv, order.environment, os.getcwd(), error)
             control.send(b"F" + json.dumps(report).encode())
         else:
             os.close(output)
             control.send(b"R")
-            control.send(b"X%d" % _attend(child, control))
+            control.send(b"X%d" % _attend(child, control, listener, ground))
     except _SupervisorGone:
         pass
     except BaseException as error:
@@ -85,40 +101,59 @@ class _SupervisorGone(Exception):
     """Nobody is there to report to."""
 
 
-def _enter(order: Order, network: list[int], control: socket.socket) -> None:
+def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None:
     """Enter what is the job's own and leave everything that the command must not have."""
     request, owner = order.request, order.owner
     syscalls.unshare(syscalls.CLONE_NEWNS)  # not before: what is mounted meanwhile may be for this job
-    for fd in network:
-        syscalls.enter(fd, syscalls.CLONE_NEWNET)
-        os.close(fd)
+    if "network" in handed:
+        syscalls.enter(handed["network"], syscalls.CLONE_NEWNET)
+        os.close(handed["network"])
     if request.network == NO_NETWORK:
         syscalls.unshare(syscalls.CLONE_NEWNET)
         namespaces.raise_loopback()
-    namespaces.build(request, order.folder, order.mount_point, order.shared, order.empty, owner)
+    if request.container is not None:
+        users = handed.get("users")
+        image.build(request, request.container, order.folder, order.mount_point, order.shared, owner, users)
+    elif request.view is not None:
+        machine.build(request, request.view, order.folder, order.mount_point, order.shared, order.empty, owner)
     namespaces.name_host(request.job_id)
-    if owner is not None:
-        syscalls.unshare(syscalls.CLONE_NEWUSER)
-        control.send(b"M")
-        _await_go(control)
-        namespaces.become_root_inside()
-        # A change of user clears it.
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        control.send(b"M")
-    _await_go(control)
+    if "users" in handed:
+        if owner is not None:
+            syscalls.enter(handed["users"], syscalls.CLONE_NEWUSER)
+            namespaces.become_root_inside()
+            # A change of user clears it.
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.close(handed["users"])
+    _see_supervisor(control)
     command.forget_score()
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    namespaces.drop_capabilities()
-    own = f"{places.SHARED}/venvs/{request.job_id}-{request.attempt}"
-    venv.make(own, request.view.python, request.view.python_version, request.view.pip_paths)
-    os.chdir(places.WORK)
+    namespaces.drop_capabilities(here=owner is None)
+
+
+def _prepare(order: Order, output: int) -> users.User | None:
+    """Make ready what the command starts with, with the job's own rights; return who it runs as, if not as root."""
+    request = order.request
+    user: users.User | None = None
+    if request.container is not None:
+        user = users.find(request.container.user)
+        order.environment.setdefault("HOME", user.home)
+        image.enter_folder(request.container.working_dir or "/", user)
+        if user.uid:
+            os.fchown(output, user.uid, user.gid)  # so that it can open /dev/stdout
+    elif request.view is not None:
+        view, own = request.view, f"{places.SHARED}/venvs/{request.job_id}-{request.attempt}"
+        venv.make(own, view.python, view.python_version, view.pip_paths)
+        os.chdir(places.WORK)
     _wake_on_signals()
+    return user if user is not None and (user.uid or user.gid or user.groups) else None
 
 
-def _await_go(control: socket.socket) -> None:
-    # A supervisor that died before PR_SET_PDEATHSIG took effect shows as end of file.
-    if control.recv(1) != b"G":
+def _see_supervisor(control: socket.socket) -> None:
+    """Raise _SupervisorGone when it died before PR_SET_PDEATHSIG took effect: its end of the line is closed then."""
+    poll = select.poll()
+    poll.register(control, 0)
+    if poll.poll(0):
         raise _SupervisorGone
 
 
@@ -140,33 +175,46 @@ def _ignore(_number: int, _frame: object) -> None:
     pass
 
 
-def _attend(child: int, control: socket.socket) -> int:
-    """Reap until the command ends; return its status."""
+def _attend(child: int, control: socket.socket, listener: socket.socket, ground: Ground) -> int:
+    """Reap, and do what is asked for, until the command ends; return its status.
+
+    Without a command (0) there is an end only when one is asked for, and then as soon as nobody else is left.
+    """
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(_signals, select.POLLIN)
+    agent = Agent(listener, ground, poll)
+    asked = 0  # by which signal the attempt was asked to end
     while True:
         while True:
             try:
                 ended, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return 0
-            if ended == child:
-                return status
+                if asked and not child:
+                    return asked
+                break
             if ended == 0:
                 break
-        for fd, _events in poll.poll():
+            if ended == child:
+                return status
+            agent.reaped(ended)
+        for fd, event in poll.poll():
             if fd == _signals:
                 _forward(os.read(_signals, 512), child)
-                continue
-            word = control.recv(16)
-            if not word:
-                raise _SupervisorGone
-            _signal_all(signal.SIGTERM if word == b"T" else signal.SIGKILL)
+            elif fd == control.fileno():
+                word = control.recv(16)
+                if not word:
+                    raise _SupervisorGone
+                if not asked and not child:
+                    agent.finish()
+                asked = signal.SIGTERM if word == b"T" else signal.SIGKILL
+                _signal_all(asked)
+            else:
+                agent.handle(fd, event)
 
 
 def _forward(numbers: bytes, child: int) -> None:
-    for number in set(numbers).intersection(_FORWARDED):
+    for number in set(numbers).intersection(_FORWARDED) if child else ():
         try:
             os.kill(child, number)
         except ProcessLookupError:

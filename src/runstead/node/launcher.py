@@ -20,6 +20,7 @@ import sys
 import time
 
 from runstead.node import cgroups, framing, rundir, supervise, syscalls
+from runstead.node.inside import agent
 from runstead.node.request import Request
 from runstead.node.seed import Seed
 
@@ -33,7 +34,6 @@ SPARES = "spares.json"
 _IDLE_SECONDS = 3600.0
 _LOOK_SECONDS = 5.0
 _SETTLE_DOWN_SECONDS = 0.02  # without new requests, before a spare supervisor is made
-_SETTLE_SECONDS = 30.0  # how long a starter may take, for another one who waits for it
 
 
 def main(data_dir: str, name: str, farewell: str) -> None:
@@ -218,24 +218,16 @@ def _start(request: Request, connection: socket.socket, data_dir: str, seed: See
         "cgroups": request.cgroups,
         "group": name if seed is None else f"{cgroups.SPARE}{os.getpid()}",
         "supervisor": os.getpid(),
+        "inside": agent.VERSION,
     }
     lock = rundir.create(parent, name, facts)
     if lock is None:
         if seed is not None:
             seed.discard()
-        _await_settled(path)
+        rundir.await_settled(path)
         connection.sendall(framing.encode({"ok": True, "existing": True}))
         return
     supervise.Supervisor(request, data_dir, path, lock, seed).run(connection)
-
-
-def _await_settled(path: str) -> None:
-    """Another supervisor has this attempt: wait until its command was executed, or was not."""
-    until = time.monotonic() + _SETTLE_SECONDS
-    while time.monotonic() < until and rundir.is_alive(path):
-        if os.path.exists(f"{path}/{rundir.STARTED}") or os.path.exists(f"{path}/{rundir.EXIT}"):
-            return
-        time.sleep(0.002)
 
 
 def _protect() -> None:

@@ -37,6 +37,17 @@ def reap(child: int) -> int | None:
         return found
 
 
+def reap_all() -> list[tuple[int, int]]:
+    """Take the status of every child that ended: pairs of id and status."""
+    found: list[tuple[int, int]] = []
+    try:
+        while (pair := os.waitpid(-1, os.WNOHANG))[0]:
+            found.append(pair)
+    except ChildProcessError:
+        pass
+    return found
+
+
 def is_ours(pid: int) -> bool:
     """Say whether a process was forked from a launcher: a supervisor keeps its command line."""
     if not os.path.isdir("/proc/self"):
@@ -99,10 +110,8 @@ def usage(pid: int) -> tuple[float, int]:
 
 def signal_tree(child: int, number: int) -> None:
     """Signal a child's process group and everything below ourselves."""
-    try:
-        os.killpg(child, number)
-    except (ProcessLookupError, PermissionError):
-        pass
+    if child:
+        _kill_all(os.killpg, {child}, number)
     group = {child}
     for pid in descendants(os.getpid()):
         try:

@@ -56,6 +56,51 @@ class View:
         self.environment = environment  # weaker than what the launch says
 
 
+class Container:
+    """The root of a job that runs from an image: what makes it, beside the image's own layers. Paths as in View."""
+
+    __slots__ = (
+        "binds",
+        "devices",
+        "disk",
+        "environment",
+        "files",
+        "layers",
+        "passed",
+        "private_ids",
+        "shared_memory_bytes",
+        "user",
+        "working_dir",
+    )
+
+    def __init__(
+        self,
+        *,
+        layers: list[str],
+        environment: dict[str, str],
+        passed: dict[str, str],
+        working_dir: str,
+        user: str,
+        files: list[list[str]],
+        binds: list[list[str]],
+        devices: list[list[str]],
+        shared_memory_bytes: int,
+        disk: str | None,
+        private_ids: bool,
+    ) -> None:
+        self.layers = layers  # unpacked, lowest first
+        self.environment = environment  # the image's; weaker than what the launch says
+        self.passed = passed  # what all jobs get; weaker than the image's
+        self.working_dir = working_dir  # made where it is missing
+        self.user = user  # as USER of a Dockerfile
+        self.files = files  # small files of our own: [path, text]
+        self.binds = binds  # files and directories shown read-only: [source, path]
+        self.devices = devices  # device nodes: [source, path]
+        self.shared_memory_bytes = shared_memory_bytes  # of /dev/shm
+        self.disk = disk  # a file system of the right size to copy; None: as much as there is
+        self.private_ids = private_ids  # whether ids are shifted into the range of the namespace
+
+
 class Request:
     """One attempt to start."""
 
@@ -64,6 +109,7 @@ class Request:
         "argv",
         "attempt",
         "cgroups",
+        "container",
         "cpu_millicores",
         "devices",
         "environment",
@@ -106,7 +152,8 @@ class Request:
         address: str | None,
         cgroups: list[list[str]],
         mounts: list[list[str]],
-        view: View,
+        view: View | None,
+        container: Container | None,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
@@ -128,17 +175,22 @@ class Request:
         self.address = address  # of the job in that network
         self.cgroups = cgroups  # [kind, directory] in which to make one for the job
         self.mounts = mounts  # volumes: [directory of the machine, absolute path in the job, "ro" or "rw"]
-        self.view = view
+        self.view = view  # of the machine, for a job that runs on its system; else None
+        self.container = container  # for a job that runs from an image; else None
 
     def to_message(self) -> "dict[str, Any]":
         """Return the form that travels."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        fields["view"] = {name: getattr(self.view, name) for name in View.__slots__}
+        for key, kind in (("view", View), ("container", Container)):
+            if fields[key] is not None:
+                fields[key] = {name: getattr(fields[key], name) for name in kind.__slots__}
         return {"op": "start", **fields}
 
     @staticmethod
     def from_message(message: "dict[str, Any]") -> "Request":
         """Read the form that travels. Raises TypeError when sender and receiver are of different versions."""
         fields = {name: value for name, value in message.items() if name != "op"}
-        fields["view"] = View(**fields["view"])
+        for key, kind in (("view", View), ("container", Container)):
+            if fields[key] is not None:
+                fields[key] = kind(**fields[key])
         return Request(**fields)

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 
 TYPE_CHECKING = False
@@ -30,6 +31,8 @@ STARTED = "started.json"
 EXIT = "exit.json"
 CONTROL = "control"
 FILES = "files"
+
+_SETTLE_SECONDS = 30.0  # how long a starter may take, for another one who waits for it
 
 _JOB_ID = re.compile(r"[0-9a-f]{24}")
 _NAME = re.compile(r"([0-9a-f]{24})-([1-9][0-9]{0,8})")
@@ -88,6 +91,15 @@ def is_alive(path: str) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def await_settled(path: str) -> None:
+    """Return when the command of an attempt was executed, or was not; its supervisor is at it."""
+    until = time.monotonic() + _SETTLE_SECONDS
+    while time.monotonic() < until and is_alive(path):
+        if os.path.exists(f"{path}/{STARTED}") or os.path.exists(f"{path}/{EXIT}"):
+            return
+        time.sleep(0.002)
 
 
 def read_json(path: str) -> "dict[str, Any] | None":

@@ -9,6 +9,7 @@ import signal
 import socket
 
 from runstead.node import cgroups, framing, init, syscalls
+from runstead.node.namespaces import UserNamespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Seed:
         self.group.create(cpu_millicores=0, memory_bytes=0, pids_limit=0)
         self.talk, their_talk = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._orders, their_orders = socket.socketpair()
+        self.users = UserNamespace() if isolation == "root" else None  # for the ids of an owner that is not known yet
         if isolation == "user":
             _enter_user_namespace()
         syscalls.unshare(syscalls.CLONE_NEWPID)

@@ -13,7 +13,9 @@ import signal
 import socket
 import time
 
-from runstead.node import cgroups, command, framing, places, processes, rundir, syscalls, venv
+from runstead.node import cgroups, command, environments, framing, places, processes, rundir, syscalls, venv
+from runstead.node.inside.agent import Agent, listen
+from runstead.node.inside.ground import Ground
 from runstead.node.logwriter import READ_BYTES, LogWriter
 from runstead.node.request import NO_NETWORK, Request
 from runstead.node.seed import Seed
@@ -72,7 +74,10 @@ class Supervisor:
         self._child = 0  # process 1 of the job, or in plain mode the command
         self._talk: socket.socket | None = None  # with process 1
         self._output = -1
-        self._children = -1  # readable when a child ended; plain mode only
+        self._children = -1  # readable when a child ended; plain mode only, as the two below
+        self._listener: socket.socket | None = None
+        self._ground: Ground | None = None
+        self._agent: Agent | None = None  # elsewhere it is part of process 1
         self._started_at: float | None = None
         self._deadline = 0.0  # of the whole attempt; monotonic, as are all below
         self._kill_at: float | None = None  # when SIGTERM has had its time
@@ -119,7 +124,8 @@ class Supervisor:
 
     def _start(self) -> None:
         request = self._request
-        user = places.first_id(self._data_dir, request.namespace) if request.isolation == "root" else None
+        private = request.isolation == "root" and (request.container is None or request.container.private_ids)
+        user = places.first_id(self._data_dir, request.namespace) if private else None
         shared = places.prepare_shared(self._data_dir, request.namespace, user)
         self._output, writer = _pipe(user)
         self._group.create(
@@ -134,33 +140,31 @@ class Supervisor:
     def _start_isolated(self, user: int | None, shared: str, writer: int) -> None:
         request = self._request
         node = os.path.join(self._data_dir, "node")
-        environment = self._environment(places.SHARED, f"{places.HOME}/.local/bin:{places.PROGRAMS}")
+        if self._seed is None:
+            name = rundir.attempt_name(request.job_id, request.attempt)
+            self._seed = Seed(request.isolation, request.cgroups, name)
+        self._talk, self._child = self._seed.talk, self._seed.pid
+        listener = listen(self._path)
+        fds = {"output": writer, "inside": listener.detach()}
+        if user is not None and self._seed.users is not None:
+            self._seed.users.map(user, places.IDS)
+            fds["users"] = self._seed.users.fd
+        if request.network is not None and request.network != NO_NETWORK:
+            fds["network"] = os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
         order = {
             "request": {**request.to_message(), "environment": None},
-            "environment": {"HOME": places.HOME, "USER": "root", "LOGNAME": "root", **environment},
+            "environment": self._environment(),
             "folder": os.path.join(self._path, rundir.FILES),
             "mount_point": os.path.join(node, "root"),
             "shared": shared,
             "empty": os.path.join(node, "empty"),
             "owner": user,
+            "handed": list(fds),
         }
-        fds = [writer]
-        if request.network not in (None, NO_NETWORK):
-            fds.append(os.open(request.network, os.O_RDONLY | os.O_CLOEXEC))
-        if self._seed is None:
-            name = rundir.attempt_name(request.job_id, request.attempt)
-            self._seed = Seed(request.isolation, request.cgroups, name)
-        self._talk, self._child = self._seed.talk, self._seed.pid
-        self._seed.order(order, fds)
-        for fd in fds[1:]:
-            os.close(fd)
-        if user is not None:
-            self._expect(b"M")
-            _write(f"/proc/{self._child}/uid_map", f"0 {user} {places.IDS}")
-            _write(f"/proc/{self._child}/gid_map", f"0 {user} {places.IDS}")
-            self._talk.send(b"G")
-            self._expect(b"M")
-        self._talk.send(b"G")
+        self._seed.order(order, list(fds.values()))
+        for name, fd in fds.items():
+            if name != "output":
+                os.close(fd)
         self._expect(b"R")
 
     def _expect(self, word: bytes) -> None:
@@ -178,15 +182,25 @@ class Supervisor:
         own = os.path.join(self._path, rundir.FILES)
         for name in ("", "home", "tmp", "workspace"):
             os.mkdir(os.path.join(own, name), 0o700)
-        environment = self._environment(shared, request.view.path)
-        environment = {"HOME": f"{own}/home", "TMPDIR": f"{own}/tmp", **environment}
-        environment[processes.MARK] = rundir.attempt_name(request.job_id, request.attempt)
+        assert request.view is not None
         name = rundir.attempt_name(request.job_id, request.attempt)
+        environment = environments.plain(request, request.view, f"{shared}/venvs/{name}", shared, own)
+        environment[processes.MARK] = name
         venv.make(f"{shared}/venvs/{name}", request.view.python, request.view.python_version, request.view.pip_paths)
         if syscalls.LINUX:
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         self._children = processes.watch_children()
+        self._listener = listen(self._path)
+        self._ground = Ground(
+            environment=environment,
+            folder=f"{own}/workspace",
+            own_network=False,
+            own_ids=False,
+            limits=self._group,
+        )
+        if not request.argv:
+            return
         status, report = os.pipe()
         go, ready = os.pipe()
         self._child = os.fork()
@@ -210,18 +224,14 @@ class Supervisor:
             failure = json.loads(text)
             raise _NotStarted(str(failure["message"]), failure["code"])
 
-    def _environment(self, shared: str, path: str) -> dict[str, str]:
-        """Return the environment of the command; what the launch says is stronger than what we know."""
+    def _environment(self) -> dict[str, str]:
+        """Return the environment of an isolated command, but for what only its own root can tell."""
         request = self._request
-        own = f"{shared}/venvs/{rundir.attempt_name(request.job_id, request.attempt)}"
-        return {
-            "LANG": "C.UTF-8",
-            **request.view.environment,
-            **places.cache_environment(shared),
-            "VIRTUAL_ENV": own,
-            "PATH": f"{own}/bin:{path}" if request.isolation == "none" else f"{own}/bin:{path}:{request.view.path}",
-            **request.environment,
-        }
+        if request.container is not None:
+            return environments.contained(request, request.container)
+        assert request.view is not None
+        name = rundir.attempt_name(request.job_id, request.attempt)
+        return environments.isolated(request, request.view, f"{places.SHARED}/venvs/{name}")
 
     # While it runs
 
@@ -233,17 +243,22 @@ class Supervisor:
         if self._talk is not None:
             poll.register(self._talk, select.POLLIN)
         else:
+            assert self._ground is not None
+            assert self._listener is not None
             poll.register(self._children, select.POLLIN)
+            self._agent = Agent(self._listener, self._ground, poll)
         output = self._output
         while self._status is None:
-            for fd, _event in poll.poll(self._wait_millis()):
+            for fd, event in poll.poll(self._wait_millis()):
                 if fd == output:
                     if not self._copy():
                         poll.unregister(output)
                 elif fd == self._control.fileno():
                     self._obey()
-                else:
+                elif self._agent is None or fd == self._children:
                     self._take_status()
+                else:
+                    self._agent.handle(fd, event)
             self._keep_time()
 
     def _wait_millis(self) -> int:
@@ -305,12 +320,19 @@ class Supervisor:
             self._signal(signal.SIGKILL)
         if self._give_up_at is not None and now >= self._give_up_at:
             self._give_up_at = now + _KILL_SECONDS
-            os.kill(self._child, signal.SIGKILL)
+            if self._agent is None:
+                os.kill(self._child, signal.SIGKILL)
+            else:
+                self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        if self._talk is None:
+        if self._agent is not None:
+            if not self._child:
+                self._agent.finish()
             processes.signal_tree(self._child, number)
+            self._see_end(number)
             return
+        assert self._talk is not None
         try:
             self._talk.send(b"T" if number == signal.SIGTERM else b"K")
         except OSError:
@@ -318,17 +340,28 @@ class Supervisor:
 
     def _take_status(self) -> None:
         """The command ended: note how, and see to it that nothing of it goes on."""
-        if self._talk is None:
+        if self._agent is not None:
             os.read(self._children, 512)
-            self._status = processes.reap(self._child)
+            for pid, status in processes.reap_all():
+                if pid == self._child:
+                    self._status = status
+                else:
+                    self._agent.reaped(pid)
+            self._see_end(signal.SIGTERM)
             if self._status is not None:
                 self._group.kill()
                 processes.end_descendants()
             return
+        assert self._talk is not None
         word = self._talk.recv(64)
         _, killed = os.waitpid(self._child, 0)  # returns when the whole namespace is empty
         self._status = int(word[1:]) if word[:1] == b"X" else killed
         self._cut_off = word[:1] != b"X"
+
+    def _see_end(self, number: int) -> None:
+        """An attempt without a command ends when it was asked to and nobody is left."""
+        if not self._child and self._reason is not None and processes.is_childless():
+            self._status = number
 
     # End
 
@@ -419,14 +452,6 @@ def _pipe(user: int | None) -> tuple[int, int]:
         except OSError:
             pass  # the user's share of pipe memory is used up: the usual size will do
     return reader, writer
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
 
 
 def _size(count: int) -> str:

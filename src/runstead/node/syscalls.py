@@ -39,7 +39,13 @@ PR_SET_NO_NEW_PRIVS = 38
 # Since these numbers were unified (Linux 5.0) they are the same on every architecture but alpha.
 _NR_MOUNT_SETATTR = 442
 _NR_CLOSE_RANGE = 436
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
 _AT_RECURSIVE = 0x8000
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOUNT_ATTR_IDMAP = 0x100000
 _MOUNT_ATTR = {MS_RDONLY: 0x1, MS_NOSUID: 0x2, MS_NODEV: 0x4, MS_NOEXEC: 0x8}
 
 _libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
@@ -94,6 +100,45 @@ def restrict(target: str, flags: int, *, recursive: bool) -> None:
         mount(None, path, None, MS_BIND | MS_REMOUNT | kept | flags)
 
 
+def copy_tree(path: str, *, recursive: bool) -> int:
+    """open_tree(2): return a mount of what is at `path`, with all mounts below it if wanted, attached nowhere yet."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    result = _call().syscall(ctypes.c_long(_NR_OPEN_TREE), ctypes.c_int(-100), os.fsencode(path), ctypes.c_uint(flags))
+    return _check(result, "open_tree", path)
+
+
+def set_attributes(tree: int, flags: int, *, recursive: bool, ids_of: int | None = None) -> None:
+    """mount_setattr(2) on an open mount: add MS_RDONLY, ..., and show its ids as a user namespace maps them.
+
+    Linux 5.12; what is shown by overlayfs needs 5.19.
+    """
+    added = sum(value for flag, value in _MOUNT_ATTR.items() if flags & flag)
+    mapped = 0 if ids_of is None else _MOUNT_ATTR_IDMAP
+    wanted = (ctypes.c_uint64 * 4)(added | mapped, 0, 0, ids_of or 0)
+    result = _call().syscall(
+        ctypes.c_long(_NR_MOUNT_SETATTR),
+        ctypes.c_int(tree),
+        b"",
+        ctypes.c_uint(_AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)),
+        ctypes.byref(wanted),
+        ctypes.c_size_t(ctypes.sizeof(wanted)),
+    )
+    _check(result, "mount_setattr")
+
+
+def attach(tree: int, target: str) -> None:
+    """move_mount(2): show an open mount at a path."""
+    result = _call().syscall(
+        ctypes.c_long(_NR_MOVE_MOUNT),
+        ctypes.c_int(tree),
+        b"",
+        ctypes.c_int(-100),
+        os.fsencode(target),
+        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+    )
+    _check(result, "move_mount", target)
+
+
 def _mounts_at(target: str, recursive: bool) -> list[tuple[str, int]]:
     """Return the mounts at and below a path with the flags they have, as mountinfo tells them."""
     names = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
@@ -132,6 +177,18 @@ def prctl(option: int, value: int = 0) -> int:
     """prctl(2) with one argument."""
     zero = ctypes.c_ulong(0)
     return _check(_call().prctl(option, ctypes.c_ulong(value), zero, zero, zero), "prctl")
+
+
+def keep_capabilities(numbers: frozenset[int]) -> None:
+    """capset(2): leave this process no other capabilities than these, if it has them."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _check(_call().capget(header, data), "capget")
+    for half in (0, 1):
+        kept = sum(1 << (number - 32 * half) for number in numbers if number // 32 == half)
+        effective, permitted = data[3 * half] & kept, data[3 * half + 1] & kept
+        data[3 * half : 3 * half + 3] = [effective, permitted, 0]
+    _check(_call().capset(header, data), "capset")
 
 
 def close_from(lowest: int) -> None:

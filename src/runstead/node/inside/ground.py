@@ -2,13 +2,14 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from runstead.node.cgroups import Group
     from runstead.node.users import User
 
 
 class Ground:
     """What all that is done inside of one attempt has in common."""
 
-    __slots__ = ("environment", "folder", "own_ids", "own_network", "user")
+    __slots__ = ("environment", "folder", "limits", "own_ids", "own_network", "user")
 
     def __init__(
         self,
@@ -18,9 +19,11 @@ class Ground:
         own_network: bool,
         own_ids: bool,
         user: "User | None" = None,
+        limits: "Group | None" = None,
     ) -> None:
         self.environment = environment  # of every program, before what its request says
         self.folder = folder  # where programs and relative paths begin
         self.own_network = own_network  # nobody but the attempt listens there
         self.own_ids = own_ids  # programs may be run as other users
         self.user = user  # who programs are run as and files belong to; None: this process's own
+        self.limits = limits  # the control groups to enter; None: workers begin in them

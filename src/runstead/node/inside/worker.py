@@ -41,6 +41,8 @@ def run(
     """Serve a connection, beginning with a message that was read from it; does not return."""
     try:
         worker = Worker(*_settle(connection, line), program, ground)
+        if ground.limits is not None:
+            ground.limits.enter(os.getpid())
         message: dict[str, Any] | None = first
         while message is not None and worker.serve(message):
             message = worker.await_request()

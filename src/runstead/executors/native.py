@@ -1,0 +1,412 @@
+"""What the executors have in common that start jobs on this machine themselves: `process` and `oci`.
+
+The work is done by the programs in `runstead.node`: a launcher that stays warm, and a supervisor beside every
+attempt. This class starts the one, asks it for the others, and reads what they leave in the data directory; it keeps
+nothing that a restart could lose. What the root directory of a job is made of is for its subclasses to say.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from runstead.executors.agent.inside import Insides
+from runstead.executors.attempts import PROBE_ID, Attempts
+from runstead.executors.inside import Inside
+from runstead.executors.interface import Capabilities, Executor
+from runstead.executors.launching import Launcher
+from runstead.executors.machine import find_machine
+from runstead.executors.network import JobNetwork
+from runstead.executors.resolving import missing_name_service
+from runstead.executors.watching import Watching
+from runstead.kit.settings import PASSED_BY_DEFAULT
+from runstead.model.errors import BackendFailure, Invalid, NotRunning, Unavailable
+from runstead.model.hardware import Machine
+from runstead.model.launches import AttemptState, ExitRecord, Handle, Launch, Observation, Usage
+from runstead.node import cgroups, launcher, places, removal, rundir, syscalls
+from runstead.node.request import NO_NETWORK, Container, Request, View
+
+# All that work in this way: one finds the attempts of another again when the server was told to use it instead.
+_KINDS = ("process", "oci")
+_HANDLE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSettings:
+    """What holds for every job that is started on this machine, whatever its root directory is made of."""
+
+    # Namespaces: "full" refuses to run without them, "none" does not try, "auto" takes what the machine allows.
+    isolation: Literal["auto", "full", "none"] = "auto"
+    # A network of its own for each job ("private", needs root), or the machine's ("host"), or only loopback.
+    network: Literal["auto", "private", "host", "none"] = "auto"
+    # The private network, e.g. "10.213.0.0/20"; None: one that this machine has no route to.
+    subnet: str | None = None
+    # The port of the server that jobs may reach on the bridge; None: none.
+    server_port: int | None = None
+    # Of one attempt's log. What a job writes beyond is dropped, and the log says so.
+    log_limit_bytes: int = 1 << 30
+    # Between SIGTERM and SIGKILL when the time limit of a job is reached.
+    grace_seconds: float = 10.0
+    # Processes and threads of one job; 0: not limited.
+    pids_limit: int = 8192
+    # Variables of the server's own environment that jobs get, unless they say otherwise.
+    pass_environment: tuple[str, ...] = PASSED_BY_DEFAULT
+    # What jobs may use of this machine; None: what is found.
+    machine: Machine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What the root directory of one attempt is made of: a view of the machine, or an image."""
+
+    view: View | None = None
+    container: Container | None = None
+    devices: tuple[str, ...] = ()  # device nodes, beside those everybody gets; for a view
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])  # weaker than what the launch says
+
+
+class NativeExecutor(Executor):
+    """Runs attempts on this machine."""
+
+    KIND: ClassVar[str]
+
+    def __init__(self, data_dir: Path, settings: NativeSettings, wake: Callable[[str, str], None]) -> None:
+        """`wake` is called in the event loop with ("jobs" or "logs", job_id)."""
+        self._data_dir = data_dir.absolute()
+        self._node = self._data_dir / "node"
+        self._settings = settings
+        self._launcher = Launcher(self._data_dir)
+        self._attempts = Attempts(self._node)
+        self._watching = Watching(self._node, self._attempts, wake)
+        self._insides = Insides(self._attempts)
+        self._instance = ""
+        self._machine: Machine | None = None
+        self._isolation = "none"
+        self._places: list[list[str]] = []
+        self._network: JobNetwork | None = None
+        self._presence = -1  # a lock that every server on this directory shares
+
+    # What subclasses say
+
+    @abstractmethod
+    async def _find_isolation(self) -> list[str]:
+        """Choose `_isolation`, by trying, and return what is missing for better. Raises Unavailable."""
+
+    async def _furnish(self) -> None:
+        """Make ready what all roots have in common; isolation and network are known now."""
+
+    @abstractmethod
+    async def _root(self, launch: Launch) -> Root:
+        """Return what the attempt's root is made of. Raises Invalid, ImageFailure, Unavailable."""
+
+    @abstractmethod
+    def _describe(self, found: Capabilities) -> Capabilities:
+        """Complete what `open` returns."""
+
+    def _forget(self, name: str) -> None:
+        """An attempt was removed."""
+
+    # Executor
+
+    async def open(self) -> Capabilities:
+        """Start the launcher and find out by trying what this machine allows."""
+        await asyncio.to_thread(self._prepare)
+        self._watching.listen()
+        await self._launcher.open(self._instance)
+        self._machine = self._settings.machine or await asyncio.to_thread(find_machine, self._data_dir)
+        self._places, missing = await asyncio.to_thread(cgroups.find_places, f"runstead-{self._instance}")
+        missing += await self._find_isolation()
+        missing += await self._find_network()
+        await self._furnish()
+        await asyncio.to_thread(self._prepare_spares)
+        isolated = self._isolation != "none"
+        return self._describe(
+            Capabilities(
+                kind=self.KIND,
+                instance=self._instance,
+                images=False,
+                private_network=self._network is not None,
+                queues_itself=False,
+                host_address=self._host_address(),
+                machine=self._machine,
+                missing=tuple(missing),
+                volumes=isolated,
+                without_volumes="jobs run without namespaces here, so nothing can be mounted for them; "
+                "`runstead doctor` says what is missing",
+                private_ids=self._isolation == "root",
+                inside=True,
+                ports=isolated or syscalls.LINUX,
+                without_ports="which ports belong to a job cannot be found out on this system",
+            )
+        )
+
+    async def close(self) -> None:
+        """Let go of everything in this process; the launcher leaves too when there is no attempt left."""
+        self._watching.close()
+        self._insides.close()
+        idle = await asyncio.to_thread(self._is_idle)
+        if self._network is not None:
+            await self._network.close(remove=idle)
+            self._network = None
+        await self._launcher.close(leave=idle)
+        if idle:
+            await asyncio.to_thread(cgroups.release_places, self._places)
+        if self._presence >= 0:
+            os.close(self._presence)
+            self._presence = -1
+
+    async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
+        """See Executor."""
+
+    async def start(self, launch: Launch) -> Handle:
+        """See Executor."""
+        name = self._name(launch.job_id, launch.attempt)
+        try:
+            places.owner_path("", launch.namespace)
+        except ValueError as error:
+            raise Invalid(str(error), "namespace") from error
+        if launch.mounts and self._isolation == "none":
+            raise Invalid("jobs run without namespaces here, so nothing can be mounted for them", "volumes")
+        if not self._attempts.exists(name):
+            return await self._start(name, launch, await self._root(launch))
+        await asyncio.to_thread(rundir.await_settled, str(self._attempts.path(name)))
+        self._watching.watch(name)
+        return self._handle(name)
+
+    async def _start(self, name: str, launch: Launch, root: Root) -> Handle:
+        request = self._request(launch, root)
+        if self._network is not None:
+            request.network, request.address = await self._network.claim(name)
+        await self._ask(request, name)
+        self._watching.watch(name)
+        handle = self._handle(name)
+        if self._network is not None and request.address not in (None, handle.data["address"]):
+            await self._network.release(name)  # another server was faster, with a network of its own
+        return handle
+
+    async def poll(self, handles: Sequence[Handle]) -> list[Observation]:
+        """See Executor."""
+        names = [self._name_of(handle) for handle in handles]
+        observations = await asyncio.to_thread(lambda: [self._attempts.observe(name) for name in names])
+        for name, observation in zip(names, observations, strict=True):
+            if name is not None and observation.state is AttemptState.RUNNING:
+                self._watching.watch(name)
+        return observations
+
+    async def stop(self, handle: Handle, grace_seconds: float) -> None:
+        """See Executor."""
+        name = self._name_of(handle)
+        if name is not None:
+            order = json.dumps({"op": "stop", "grace": grace_seconds}).encode()
+            await asyncio.to_thread(removal.tell, str(self._attempts.path(name)), order)
+
+    async def remove(self, handle: Handle) -> None:
+        """See Executor."""
+        name = self._name_of(handle)
+        if name is None:
+            return
+        self._watching.unwatch(name)
+        self._insides.forget(name)
+        address = self._attempts.facts(name).get("address")
+        try:
+            await asyncio.to_thread(removal.remove, str(self._data_dir), name)
+        except OSError as error:
+            raise BackendFailure(f"what the attempt held could not be given back: {error}: {name}") from error
+        if self._network is not None:
+            await self._network.release(name, address)
+        self._forget(name)
+
+    async def inside(self, handle: Handle) -> Inside:
+        """See Executor."""
+        name = self._name_of(handle)
+        if name is None:
+            raise NotRunning(f"this is no attempt of this executor: {handle.data.get('job_id')}")
+        return await self._insides.find(name)
+
+    async def owned(self) -> list[tuple[str, int, Handle]]:
+        """See Executor."""
+        names = await asyncio.to_thread(self._attempts.names)
+        found = [rundir.parse_name(name) for name in names]
+        handles = await asyncio.to_thread(lambda: [self._handle(name) for name in names])
+        return [(*parsed, handle) for parsed, handle in zip(found, handles, strict=True) if parsed is not None]
+
+    async def usage(self, handle: Handle) -> Usage | None:
+        """See Executor."""
+        name = self._name_of(handle)
+        return None if name is None else await asyncio.to_thread(self._attempts.measure, name, self._traffic)
+
+    def _traffic(self, address: str) -> tuple[int, int]:
+        return self._network.traffic(address) if self._network else (0, 0)
+
+    def _is_idle(self) -> bool:
+        """Say whether there is no attempt left, nor another server that works with this directory."""
+        if self._attempts.names() or self._presence < 0:
+            return False
+        try:
+            fcntl.flock(self._presence, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    # Making ready
+
+    def _prepare(self) -> None:
+        for name in ("", "attempts", "namespaces", "empty", "root"):
+            (self._node / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._node / "empty").chmod(0o755)
+        self._presence = os.open(self._node / "servers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._presence, fcntl.LOCK_SH)
+        instance = self._node / "instance"
+        if not instance.exists():
+            spare = self._node / f"instance.{os.getpid()}"
+            spare.write_text(os.urandom(4).hex(), encoding="ascii")
+            with contextlib.suppress(FileExistsError):
+                os.link(spare, instance)
+            spare.unlink()
+        self._instance = instance.read_text(encoding="ascii")
+
+    def _prepare_spares(self) -> None:
+        """Let the launcher prepare supervisors for what was found to work."""
+        ground = {"isolation": self._isolation, "cgroups": self._places}
+        if rundir.read_json(str(self._node / launcher.SPARES)) != ground:
+            rundir.write_json(str(self._node / launcher.SPARES), ground)
+
+    async def _find_network(self) -> list[str]:
+        """Make jobs a private network if we may; return what is missing for it."""
+        wish = self._settings.network
+        if wish in ("host", "none"):
+            return []
+        failure = "needs a server that runs as root, and namespaces"
+        if self._isolation == "root":
+            network = JobNetwork(self._instance, self._settings.subnet, self._settings.server_port)
+            try:
+                await network.open(self._node / "attempts")
+            except OSError as error:
+                failure = str(error)
+            else:
+                self._network = network
+                return missing_name_service()
+        if wish == "private":
+            raise Unavailable(f"network = private is not possible here: {failure}")
+        return [f"jobs share this machine's network and its ports: {failure}"]
+
+    def _passed_environment(self) -> dict[str, str]:
+        return {name: os.environ[name] for name in self._settings.pass_environment if name in os.environ}
+
+    def _shared_address(self) -> str | None:
+        lonely = self._settings.network == "none" and self._isolation != "none"
+        return None if lonely else "127.0.0.1"
+
+    def _host_address(self) -> str | None:
+        return self._shared_address() if self._network is None else self._network.address
+
+    async def _probe(self, root: Root, *argv: str) -> tuple[ExitRecord | None, str]:
+        """Run something trivial; return how it ended (None: it has no record) and its last words."""
+        launch = Launch(
+            job_id=PROBE_ID,
+            attempt=os.getpid(),
+            namespace="runstead-probe",
+            image="",
+            argv=argv,
+            environment={},
+            cpu_millicores=0,
+            memory_bytes=0,
+            disk_bytes=None,
+            gpu_ids=(),
+            timeout_seconds=20,
+            log_path=self._node / "probe.log",
+            log_not_before=datetime.fromtimestamp(0, UTC),
+            preamble=(),
+        )
+        launch.log_path.unlink(missing_ok=True)
+        handle = await self._start(self._name(launch.job_id, launch.attempt), launch, root)
+        try:
+            while True:
+                [seen] = await self.poll([handle])
+                if seen.state is not AttemptState.RUNNING:
+                    break
+                await asyncio.sleep(0.005)
+            words = launch.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            return seen.exit, words[-1] if words else "the supervisor died"
+        finally:
+            await self.remove(handle)
+
+    # Starting
+
+    def _request(self, launch: Launch, root: Root) -> Request:
+        return Request(
+            job_id=launch.job_id,
+            attempt=launch.attempt,
+            namespace=launch.namespace,
+            argv=list(launch.argv),
+            environment={**root.environment, **launch.environment},
+            cpu_millicores=launch.cpu_millicores,
+            memory_bytes=launch.memory_bytes,
+            pids_limit=self._settings.pids_limit,
+            devices=list(root.devices),
+            timeout_seconds=launch.timeout_seconds,
+            grace_seconds=self._settings.grace_seconds,
+            log_path=str(launch.log_path.absolute()),
+            log_not_before=int(launch.log_not_before.timestamp() * 1_000_000),
+            log_limit_bytes=self._settings.log_limit_bytes,
+            preamble=list(launch.preamble),
+            isolation=self._isolation,
+            network=NO_NETWORK if self._settings.network == "none" else None,
+            address=None,
+            cgroups=self._places,
+            mounts=[[str(one.source), one.target, "ro" if one.read_only else "rw"] for one in launch.mounts],
+            view=root.view,
+            container=root.container,
+        )
+
+    async def _ask(self, request: Request, name: str) -> None:
+        """Have the attempt started; return when there is one."""
+        for _ in range(3):
+            answer = await self._launcher.ask(request.to_message())
+            if answer is not None and answer.get("again"):
+                continue
+            if answer is not None and not answer["ok"]:
+                raise Unavailable(f"the job could not be started yet: {answer['error']}")
+            if answer is not None or self._attempts.exists(name):
+                return
+        raise BackendFailure(
+            f"the launcher's child died before it made the attempt; see {self._node}/launcher.log: {name}"
+        )
+
+    # Names
+
+    def _handle(self, name: str) -> Handle:
+        facts = self._attempts.facts(name)
+        job_id, _, attempt = name.partition("-")
+        data = {
+            "instance": self._instance,
+            "job_id": job_id,
+            "attempt": int(attempt),
+            "address": facts.get("address") or self._shared_address(),  # where the job's ports are
+        }
+        return Handle(self.KIND, _HANDLE_VERSION, data)
+
+    def _name(self, job_id: str, attempt: int) -> str:
+        try:
+            return rundir.attempt_name(job_id, attempt)
+        except ValueError as error:
+            raise Invalid(str(error)) from error
+
+    def _name_of(self, handle: Handle) -> str | None:
+        """Return the directory name of an attempt; None for a handle that is not ours."""
+        data: Mapping[str, Any] = handle.data
+        if handle.executor not in _KINDS or handle.version != _HANDLE_VERSION:
+            return None
+        if data.get("instance") != self._instance:
+            return None
+        try:
+            return rundir.attempt_name(data["job_id"], data["attempt"])
+        except (ValueError, KeyError, TypeError):
+            return None

@@ -1,0 +1,206 @@
+"""The `oci` executor: a job runs from the image it names, in a container of our own making.
+
+No daemon and no runtime is needed: the launcher that starts `process` jobs starts these too, over another root. That is
+an overlay of the image's unpacked layers, which all jobs share, and a disk of the job's own.
+"""
+
+import asyncio
+import os
+import platform
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from runstead.executors.interface import Capabilities
+from runstead.executors.native import NativeExecutor, NativeSettings, Root
+from runstead.executors.resolving import network_files
+from runstead.images.image import Image
+from runstead.model.errors import Unavailable
+from runstead.model.launches import Launch
+from runstead.node import disks, syscalls
+from runstead.node.request import Container
+
+_OLDEST_KERNEL = (5, 12)  # mount_setattr
+_PROBE_COMMAND = "/runstead-probe"
+_NOT_FOUND = 127
+_PROBE_DISK_BYTES = 16 << 20
+
+
+class Images(Protocol):
+    """What this executor needs of the images on this machine; see runstead.images."""
+
+    async def open(self) -> None:
+        """Make ready."""
+        ...
+
+    async def close(self) -> None:
+        """Let go."""
+        ...
+
+    async def get(self, reference: str, tell: Callable[[str], None]) -> Image:
+        """Return an image, bringing it here first when it is not; raises ImageFailure."""
+        ...
+
+    def find(self, reference: str) -> Image | None:
+        """Return an image that is here."""
+        ...
+
+    def hold(self, image: Image, name: str) -> None:
+        """Keep it for an attempt, whatever becomes of this process."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Keep it for that attempt no longer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OciSettings:
+    """Settings of the oci executor."""
+
+    native: NativeSettings = field(default_factory=NativeSettings)
+    # Of /dev/shm in each job; what users of Docker are used to.
+    shared_memory_bytes: int = 64 << 20
+
+
+class OciExecutor(NativeExecutor):
+    """Runs attempts from images."""
+
+    KIND = "oci"
+
+    def __init__(self, data_dir: Path, settings: OciSettings, images: Images, wake: Callable[[str, str], None]) -> None:
+        """See NativeExecutor. `images` is opened and closed with the executor."""
+        super().__init__(data_dir, settings.native, wake)
+        self._shared_memory_bytes = settings.shared_memory_bytes
+        self._images = images
+        self._private_ids = True
+        self._disks = True
+        self._making_disk = asyncio.Lock()
+
+    async def open(self) -> Capabilities:
+        """See Executor."""
+        lacking = await asyncio.to_thread(problem)
+        if lacking is not None:
+            raise Unavailable(f"containers are not possible here: {lacking}; `--executor process` needs less")
+        await self._images.open()
+        return await super().open()
+
+    async def close(self) -> None:
+        """See Executor."""
+        await super().close()
+        await self._images.close()
+
+    async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
+        """See Executor."""
+        await self._images.get(launch.image, tell)
+
+    async def _find_isolation(self) -> list[str]:
+        self._isolation = "root"
+        failures: dict[tuple[bool, bool], str] = {}
+        for private_ids, with_disks in ((True, True), (True, False), (False, True), (False, False)):
+            failure = await self._try(private_ids, with_disks)
+            if failure is None:
+                self._private_ids, self._disks = private_ids, with_disks
+                return _missing(failures, private_ids, with_disks)
+            failures[private_ids, with_disks] = failure
+        raise Unavailable(f"containers are not possible here: {failure}; `--executor process` needs less")
+
+    async def _root(self, launch: Launch) -> Root:
+        image = self._images.find(launch.image) or await self._images.get(launch.image, lambda _line: None)
+        self._images.hold(image, self._name(launch.job_id, launch.attempt))
+        disk = await self._disk(launch.disk_bytes) if self._disks and launch.disk_bytes else None
+        return Root(container=self._container([str(path) for path in image.layers], image, disk, self._private_ids))
+
+    def _container(self, layers: list[str], image: Image | None, disk: str | None, private_ids: bool) -> Container:
+        passed = self._passed_environment()
+        shown = [value for value in passed.values() if value.startswith("/") and Path(value).exists()]
+        return Container(
+            layers=layers,
+            environment=_variables(image.config.environment) if image else {},
+            passed=passed,
+            working_dir=image.config.working_dir if image else "",
+            user=image.config.user if image else "",
+            files=network_files(self._network is not None),
+            binds=[[path, path] for path in dict.fromkeys(shown)],
+            devices=[],
+            shared_memory_bytes=self._shared_memory_bytes,
+            disk=disk,
+            private_ids=private_ids,
+        )
+
+    def _describe(self, found: Capabilities) -> Capabilities:
+        return replace(found, images=True, private_ids=self._private_ids)
+
+    def _forget(self, name: str) -> None:
+        self._images.release(name)
+
+    async def _disk(self, size_bytes: int) -> str:
+        """Return an empty file system of that size, to be copied."""
+        path = self._node / "disks" / f"{size_bytes}.ext4"
+        if not path.exists():
+            async with self._making_disk:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                await asyncio.to_thread(disks.make, str(path), size_bytes)
+        return str(path)
+
+    async def _try(self, private_ids: bool, with_disks: bool) -> str | None:
+        """Have an empty container made; return why that failed."""
+        empty = self._node / "empty"
+        try:
+            disk = await self._disk(_PROBE_DISK_BYTES) if with_disks else None
+        except OSError as error:
+            return f"{error.strerror}: {error.filename}"
+        root = Root(container=self._container([str(empty)], None, disk, private_ids))
+        ended, words = await self._probe(root, _PROBE_COMMAND)
+        if ended is not None and ended.exit_code == _NOT_FOUND:  # all is there but the command
+            return None
+        return words if ended is None else ended.message or words
+
+
+def _missing(failures: dict[tuple[bool, bool], str], private_ids: bool, with_disks: bool) -> list[str]:
+    missing: list[str] = []
+    if not private_ids:
+        why = failures[True, with_disks]
+        missing.append(f"jobs have the ids of this machine, with few capabilities: no user namespaces: {why}")
+    if not with_disks:
+        missing.append(f"no limit of disk space for jobs: {failures[private_ids, True]}")
+    return missing
+
+
+def _variables(lines: tuple[str, ...]) -> dict[str, str]:
+    pairs = (line.partition("=") for line in lines)
+    return {name: value for name, _, value in pairs if name}
+
+
+def problem() -> str | None:
+    """Return why this machine can have no containers of ours; None when it can."""
+    if not syscalls.LINUX:
+        return "they need Linux"
+    if os.geteuid() != 0:
+        return "they need a server that runs as root"
+    release = tuple(int(word) for word in platform.release().split("-")[0].split(".")[:2] if word.isdigit())
+    if release < _OLDEST_KERNEL:
+        return f"they need Linux {'.'.join(map(str, _OLDEST_KERNEL))}, this is {platform.release()}"
+    found: list[str | None] = []
+    thread = threading.Thread(target=lambda: found.append(_try_overlay()))
+    thread.start()
+    thread.join()
+    return found[0] if found else "their mounts cannot be tried"
+
+
+def _try_overlay() -> str | None:
+    """Mount an overlay, in a mount namespace of this thread's own: it ends with it."""
+    stage = "/run"
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", stage, "tmpfs", 0, "mode=700,size=1m")
+        for name in ("lower", "upper", "work", "root"):
+            Path(stage, name).mkdir()
+        options = f"lowerdir={stage}/lower,upperdir={stage}/upper,workdir={stage}/work"
+        syscalls.mount("overlay", f"{stage}/root", "overlay", 0, options)
+    except OSError as error:
+        return f"{error.strerror} (the server runs in a container, or without CAP_SYS_ADMIN)"
+    return None

@@ -1,0 +1,53 @@
+"""How jobs resolve names: their hosts file and their resolv.conf."""
+
+from pathlib import Path
+
+_UPSTREAM_RESOLVERS = Path("/run/systemd/resolve/resolv.conf")
+# Replaced for each job, in the text of its files.
+_HOST_NAME, _HOST_ADDRESS = "@hostname@", "@address@"
+
+
+def network_files(private_network: bool) -> list[list[str]]:
+    """Return [path, text] of the files by which programs find names."""
+    hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
+    hosts += f"{_HOST_ADDRESS if private_network else '127.0.1.1'} {_HOST_NAME}\n"
+    return [
+        ["/etc/hosts", hosts],
+        ["/etc/hostname", f"{_HOST_NAME}\n"],
+        ["/etc/resolv.conf", resolver_text(private_network)],
+    ]
+
+
+def resolver_text(private_network: bool) -> str:
+    """Return a resolv.conf that works for jobs: a resolver on the machine's loopback is out of a network's reach."""
+    text = _read(Path("/etc/resolv.conf"))
+    if not private_network or any(not _is_loopback(server) for server in nameservers(text)):
+        return text
+    upstream = _read(_UPSTREAM_RESOLVERS)
+    return upstream if nameservers(upstream) else text
+
+
+def missing_name_service() -> list[str]:
+    """Say so when jobs in a network of their own cannot reach any name server of this machine's."""
+    servers = nameservers(resolver_text(private_network=True))
+    if any(not _is_loopback(server) for server in servers):
+        return []
+    found = ", ".join(servers) or "none"
+    return [f"jobs cannot resolve names: name a server in /etc/resolv.conf that is not on loopback ({found})"]
+
+
+def nameservers(text: str) -> list[str]:
+    """Return the addresses in a resolv.conf."""
+    lines = (line.split() for line in text.splitlines())
+    return [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,156 @@
+"""The root directory of a job that runs from an image: an overlay of its layers, with a top of the job's own.
+
+The layers are strangers' files: a link in them may point anywhere. So everything of the machine's is opened first and
+shown in the new root only once that is the root of this process, where no path leads out of it any more.
+"""
+
+import os
+
+from runstead.node import disks, places, syscalls
+from runstead.node.roots import parts
+from runstead.node.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runstead.node.request import Container, Request
+    from runstead.node.users import User
+
+_HIDDEN = ("/sys/firmware", "/sys/devices/virtual/powercap", "/sys/kernel/debug", "/sys/kernel/tracing")
+
+
+class Tree:
+    """Something of the machine's, open, that will be shown in the job's root."""
+
+    __slots__ = ("fd", "is_folder", "target")
+
+    def __init__(self, source: str, target: str, flags: int, *, recursive: bool = True) -> None:
+        self.is_folder = os.path.isdir(source)
+        self.target = target
+        self.fd = syscalls.copy_tree(source, recursive=recursive)
+        if flags:
+            syscalls.set_attributes(self.fd, flags, recursive=recursive)
+
+
+def build(
+    request: "Request",
+    container: "Container",
+    folder: str,
+    stage: str,
+    shared: str,
+    owner: int | None,
+    users: int | None,
+) -> None:
+    """Give this process, whose mount namespace is new, the root directory of its job.
+
+    `folder` is where the job's own files go, `stage` any empty directory. `owner` is the machine's id of the job's root
+    user and `users` an open user namespace that maps to it; None when ids are not shifted.
+    """
+    syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
+    syscalls.mount("tmpfs", stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
+    _overlay(container, folder, stage, owner, users if owner is not None else None)
+    parts.devices(stage, [], owner, container.shared_memory_bytes)
+    trees = [
+        Tree(f"{stage}/dev", "/dev", 0),
+        Tree(shared, places.SHARED, MS_NOSUID | MS_NODEV, recursive=False),
+        *(Tree(source, target, MS_NOSUID | MS_NOEXEC) for source, target in container.devices),
+        *(Tree(source, target, MS_NOSUID | MS_NODEV | MS_RDONLY) for source, target in container.binds),
+        *(
+            Tree(source, target, MS_NOSUID | MS_NODEV | (MS_RDONLY if access == "ro" else 0))
+            for source, target, access in request.mounts
+        ),
+    ]
+    os.chdir(f"{stage}/root")
+    syscalls.pivot_root_here()
+    for tree in trees:
+        _attach(tree, owner)
+    names = {"@hostname@": request.job_id, "@address@": request.address or "127.0.1.1"}
+    for target, text in container.files:
+        for name, value in names.items():
+            text = text.replace(name, value)
+        _write(target, text, owner)
+    parts.processes("/proc")
+    _system()
+
+
+def enter_folder(path: str, user: "User") -> None:
+    """Make the working directory if it is missing, and go there; with the job's own rights."""
+    if not os.path.isdir(path):
+        _make_folder(path, user.uid, user.gid)
+    os.chdir(path)
+
+
+def _overlay(container: "Container", folder: str, stage: str, owner: int | None, users: int | None) -> None:
+    """Mount the layers and a directory for what the job writes at `stage`/root."""
+    top = folder
+    os.mkdir(folder, 0o755)
+    if container.disk is not None:
+        top = f"{stage}/disk"
+        os.mkdir(top)
+        disks.mount_copy(container.disk, f"{folder}/disk", top)
+    for name in ("upper", "work"):
+        os.mkdir(f"{top}/{name}", 0o755)
+    if owner is not None:
+        os.chown(f"{top}/upper", owner, owner)
+    os.mkdir(f"{stage}/layers")
+    os.chdir(f"{stage}/layers")  # short names: all of them must fit into one page
+    names: list[str] = []
+    for number, layer in enumerate(reversed(container.layers)):
+        name = f"{number:x}"
+        os.mkdir(name)
+        tree = syscalls.copy_tree(layer, recursive=False)
+        syscalls.set_attributes(tree, MS_RDONLY | MS_NODEV, recursive=False, ids_of=users)
+        syscalls.attach(tree, name)
+        os.close(tree)
+        names.append(name)
+    os.mkdir(f"{stage}/root")
+    # Nothing is worth keeping, so nothing is written out in order (volatile).
+    options = f"lowerdir={':'.join(names)},upperdir={top}/upper,workdir={top}/work,volatile"
+    syscalls.mount("overlay", f"{stage}/root", "overlay", MS_NODEV, options)
+
+
+def _attach(tree: Tree, owner: int | None) -> None:
+    if not os.path.exists(tree.target):
+        parent = tree.target if tree.is_folder else os.path.dirname(tree.target)
+        _make_folder(parent, owner, owner)
+        if not tree.is_folder:
+            os.close(os.open(tree.target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    elif os.path.isdir(tree.target) != tree.is_folder:
+        kind = "directory" if tree.is_folder else "file"
+        raise NotADirectoryError(20, f"the image has something that is no {kind} in the way", tree.target)
+    syscalls.attach(tree.fd, tree.target)
+    os.close(tree.fd)
+
+
+def _make_folder(path: str, uid: int | None, gid: int | None) -> None:
+    """Make a directory and all that is missing above it, theirs."""
+    missing: list[str] = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for one in reversed(missing):
+        os.mkdir(one, 0o755)
+        if uid is not None and gid is not None:
+            os.chown(one, uid, gid)
+
+
+def _write(path: str, text: str, owner: int | None) -> None:
+    """Write a small file, in the place of whatever the image has there."""
+    _make_folder(os.path.dirname(path), owner, owner)
+    if os.path.lexists(path):
+        os.unlink(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, text.encode())
+        if owner is not None:
+            os.fchown(fd, owner, owner)
+    finally:
+        os.close(fd)
+
+
+def _system() -> None:
+    """Mount a /sys that shows this network namespace, without what would tell too much."""
+    parts.folder("/sys")
+    syscalls.mount("sysfs", "/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for path in _HIDDEN:
+        if os.path.isdir(path):
+            parts.hide(path)
