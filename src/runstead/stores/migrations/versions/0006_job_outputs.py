@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -18,7 +18,7 @@ def upgrade() -> None:
         sa.Column(
             "job_id",
             STRING,
-            sa.ForeignKey("jobs.id", ondelete="CASCADE", name="fk_job_outputs_job_id_jobs"),
+            sa.ForeignKey("jobs.id", ondelete="CASCADE", name="fk_job_outputs_job_id"),
             nullable=False,
         ),
         sa.Column("bucket", sa.BigInteger(), nullable=False),
