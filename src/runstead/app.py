@@ -27,7 +27,8 @@ from runstead.events.interface import LOGS, WORK, EventBus
 from runstead.events.local import LocalEventBus
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.machine import find_machine
-from runstead.executors.process import ProcessExecutor, ProcessSettings
+from runstead.executors.native import NativeSettings
+from runstead.executors.process import ProcessExecutor
 from runstead.kit.clock import Clock, SystemClock
 from runstead.kit.loops import forever
 from runstead.kit.settings import Settings
@@ -220,7 +221,7 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
     chosen = settings.executor
     return ProcessExecutor(
         settings.server.data_dir,
-        ProcessSettings(
+        NativeSettings(
             isolation=chosen.isolation,
             network=chosen.network,
             subnet=chosen.subnet,
