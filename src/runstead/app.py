@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
+from zoneinfo import ZoneInfo
 
 import structlog
 import uvicorn
@@ -34,6 +35,7 @@ from runstead.kit.loops import forever
 from runstead.kit.settings import Settings
 from runstead.logs.files import FileLogStore
 from runstead.mcp.face import McpContext, with_mcp
+from runstead.model.costs import MICRO
 from runstead.model.errors import Conflict, Unavailable
 from runstead.model.hardware import Accelerator, Flavor, Machine
 from runstead.model.ids import new_id
@@ -64,9 +66,12 @@ from runstead.services.sandboxes.hosts import Hosts
 from runstead.services.sandboxes.idling import Idling
 from runstead.services.sandboxes.recognition import SandboxRules
 from runstead.services.sandboxes.sandboxes import Sandboxes
+from runstead.services.scheduled_runs import ScheduledRuns
+from runstead.services.schedules import Schedules
 from runstead.services.script_folders import ScriptFolders
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
+from runstead.services.ticker import CatchUp, Ticker
 from runstead.services.volumes import MountRequests, VolumeRules, Volumes
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
@@ -76,6 +81,7 @@ from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
 from runstead.stores.sandboxes import SqlSandboxStore
+from runstead.stores.schedules import SqlScheduleStore
 from runstead.volumes.either import EitherVolumes
 from runstead.volumes.filled import FilledVolumes
 from runstead.volumes.fuse import FuseVolumes
@@ -288,7 +294,10 @@ def build_hardware(settings: Settings, capabilities: Capabilities) -> Hardware:
         flavors = derive_flavors(capabilities.machine)
     else:
         flavors = []
-    return Hardware(flavors, capabilities.machine, settings.executor.cpu_overcommit)
+    priced = [replace(one, price_micro_usd=round(settings.prices.get(one.name, 0) * MICRO)) for one in flavors]
+    for name in settings.prices.keys() - {one.name for one in flavors}:
+        log.warning("a price is set for a flavor that this server does not have", flavor=name)
+    return Hardware(priced, capabilities.machine, settings.executor.cpu_overcommit)
 
 
 async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None, stop_jobs_at_exit: bool) -> int:
@@ -386,6 +395,7 @@ class _Server:
         log_store = FileLogStore(settings.server.data_dir / "logs")
         self._store = SqlJobStore(database)
         account_store = SqlAccountStore(database)
+        schedule_store = SqlScheduleStore(database)
         self.accounts = Accounts(account_store, clock)
         hardware = build_hardware(settings, capabilities)
         owner = f"{capabilities.instance}/{new_id(clock.now())}"
@@ -427,7 +437,7 @@ class _Server:
             self._reconcile.take,
         )
         self._scripts = ScriptFolders(
-            account_store, self._store, bucket_store, events, clock, settings.jobs.script_days
+            account_store, self._store, schedule_store, bucket_store, events, clock, settings.jobs.script_days
         )
         activity = Activity(SqlSandboxStore(database), clock)
         hosts = Hosts(SqlSandboxStore(database), executor, secrets, activity, clock)
@@ -442,19 +452,25 @@ class _Server:
         buckets = Buckets(bucket_store, self.content, events, clock)
         self.following = Following(bucket_store, bucket_log, events)
         self._keeping = Keeping(bucket_store, bucket_log, self.content, events, clock, settings.storage.history_days)
+        jobs = Jobs(
+            self._store,
+            hardware,
+            secrets,
+            self._admission,
+            events,
+            clock,
+            JobLimits(settings.jobs.default_timeout_seconds, settings.jobs.max_timeout_seconds),
+            VolumeRules(buckets, bucket_store, capabilities),
+            SandboxRules(capabilities),
+        )
+        zone = ZoneInfo(settings.schedules.time_zone)
+        runs = ScheduledRuns(schedule_store, account_store, jobs, secrets)
+        schedules = Schedules(schedule_store, jobs, runs, secrets, events, clock, zone)
+        self._ticker = Ticker(schedule_store, runs, jobs, events, clock, zone, CatchUp(settings.schedules.catch_up))
         self.context = Context(
             accounts=self.accounts,
-            jobs=Jobs(
-                self._store,
-                hardware,
-                secrets,
-                self._admission,
-                events,
-                clock,
-                JobLimits(settings.jobs.default_timeout_seconds, settings.jobs.max_timeout_seconds),
-                VolumeRules(buckets, bucket_store, capabilities),
-                SandboxRules(capabilities),
-            ),
+            jobs=jobs,
+            schedules=schedules,
             logs=self.logs,
             metrics=self.metrics,
             hardware=hardware,
@@ -479,6 +495,7 @@ class _Server:
         self.web = WebContext(
             accounts=self.accounts,
             jobs=self.context.jobs,
+            schedules=schedules,
             logs=self.logs,
             metrics=self.metrics,
             hardware=hardware,
@@ -496,6 +513,7 @@ class _Server:
             forever("admission", self._admission.run),
             forever("sandboxes", self._idling.run),
             forever("sweeper", self._sweeper.run),
+            forever("schedules", self._ticker.run),
             forever("scripts", self._scripts.run),
             forever("buckets", self._keeping.run),
             *([forever("garbage", self._collecting.run)] if self._collecting.every_seconds else []),

@@ -24,6 +24,7 @@ class Context:
 
     accounts: Accounts
     jobs: Jobs
+    schedules: Schedules
     logs: Logs
     metrics: JobMetrics
     hardware: Hardware

@@ -18,6 +18,7 @@ from runstead.model.errors import (
     Forbidden,
     Invalid,
     NotFound,
+    OverBudget,
     RepoHidden,
     RepoNotFound,
     RunsteadError,
@@ -32,6 +33,7 @@ log = structlog.get_logger()
 STATUS: Mapping[type[RunsteadError], int] = {
     Invalid: 400,
     Unauthenticated: 401,
+    OverBudget: 402,
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,

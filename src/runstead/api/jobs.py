@@ -191,6 +191,11 @@ def _filter(stages: list[str], labels: list[str]) -> JobFilter:
     for stage in stages:
         if stage.upper() not in known:
             raise Invalid(f"not one of {', '.join(sorted(known))}: {stage[:50]!r}", "stage")
+    return JobFilter(frozenset(Stage(stage.upper()) for stage in stages), labels_asked_for(labels) or None)
+
+
+def labels_asked_for(labels: list[str]) -> dict[str, str]:
+    """Return the labels of a filter, each given as `key=value`. Raises Invalid."""
     pairs: dict[str, str] = {}
     for label in labels:
         key, separator, value = label.partition("=")
@@ -198,4 +203,4 @@ def _filter(stages: list[str], labels: list[str]) -> JobFilter:
             raise Invalid(f"a filter has the form key=value as labels have them, not {label[:100]!r}", "label")
         if pairs.setdefault(key, value) != value:
             raise Invalid(f"no job has two values of one label: {key[:100]!r}", "label")
-    return JobFilter(frozenset(Stage(stage.upper()) for stage in stages), pairs or None)
+    return pairs

@@ -6,13 +6,15 @@ from typing import Any
 from fastapi import FastAPI
 
 import runstead
-from runstead.api import accounts, buckets, errors, jobs, openapi, raw_path, resolve, unbuilt
+from runstead.api import accounts, buckets, errors, jobs, openapi, raw_path, resolve, scheduled_jobs, unbuilt
 from runstead.api.cas import CasRoutes
 from runstead.api.context import Context
 from runstead.api.limits import BodyLimit, DateHeader
 
 _JOBS = "/api/jobs/{namespace}"
 _JOB = _JOBS + "/{job_id}"
+_SCHEDULES = "/api/scheduled-jobs/{namespace}"
+_SCHEDULE = _SCHEDULES + "/{schedule_id}"
 _BUCKETS = "/api/buckets/{namespace}"
 _BUCKET = _BUCKETS + "/{name}"
 _RESOLVE = "/buckets/{namespace}/{name}/resolve/{path:tail}"
@@ -38,6 +40,16 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("PUT", _JOB + "/labels", jobs.set_labels),
     ("PUT", _JOB + "/expose", jobs.expose),
     ("POST", _JOB + "/auth-check/{permission}", jobs.job_auth_check),
+    ("POST", _SCHEDULES, scheduled_jobs.create),
+    ("GET", _SCHEDULES, scheduled_jobs.all_of),
+    ("GET", _SCHEDULE, scheduled_jobs.inspect),
+    ("DELETE", _SCHEDULE, scheduled_jobs.delete),
+    ("POST", _SCHEDULE + "/suspend", scheduled_jobs.suspend),
+    ("POST", _SCHEDULE + "/resume", scheduled_jobs.resume),
+    ("POST", _SCHEDULE + "/schedule", scheduled_jobs.reschedule),
+    ("POST", _SCHEDULE + "/run", scheduled_jobs.run),
+    ("PUT", _SCHEDULE + "/labels", scheduled_jobs.set_labels),
+    ("GET", _SCHEDULE + "/history", scheduled_jobs.history),
     ("POST", "/api/repos/move", buckets.move),
     ("GET", _BUCKETS, buckets.page),
     ("DELETE", _BUCKETS, buckets.nameless),

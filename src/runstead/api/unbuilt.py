@@ -7,7 +7,6 @@ from runstead.model.errors import Unsupported
 
 # Prefix of the path, and what users call it.
 FEATURES = (
-    ("/api/scheduled-jobs", "scheduled jobs"),
     ("/api/settings/webhooks", "webhooks"),
     ("/api/repos", "repositories"),
     ("/api/models", "model repositories"),

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from runstead.model.accounts import Caller
 from runstead.model.buckets import Output
+from runstead.model.costs import MICRO
 from runstead.model.errors import Unsupported
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import HistoryEntry, Job, JobSpec
@@ -173,7 +174,6 @@ def instant(at: datetime | None) -> str | None:
 
 def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
     """Return the job object (wire-jobs §6)."""
-    spec = job.spec
     status: dict[str, Any] = {"stage": job.stage, "message": message, "failureCount": job.failure_count}
     if job.failure_class is not None and job.stage.is_terminal:
         status["failureClass"] = job.failure_class
@@ -188,6 +188,25 @@ def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
         "startedAt": instant(job.started_at),
         "finishedAt": instant(job.finished_at),
         "status": status,
+        **spec_json(job.spec),
+        "attempt": job.attempt,
+        "durations": _durations(job, now),
+        "initiator": {"type": job.initiator.type, "id": job.initiator.id},
+        "cost": cost_json(job.cost_at(now)),
+    }
+    if job.initiator.name is not None:
+        found["initiator"]["name"] = job.initiator.name
+    return found
+
+
+def cost_json(micro_usd: int) -> dict[str, float]:
+    """Return an amount in the units of the hardware list. The Hub's objects have none; the shape is ours."""
+    return {"microUSD": micro_usd, "USD": micro_usd / MICRO}
+
+
+def spec_json(spec: JobSpec) -> dict[str, Any]:
+    """Return what was asked for, as jobs and schedules show it."""
+    found: dict[str, Any] = {
         "command": spec.command,
         "arguments": spec.arguments,
         "environment": spec.environment,
@@ -197,13 +216,8 @@ def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
         "volumes": [_volume_json(volume) for volume in spec.asked_volumes],
         "timeout": spec.timeout_seconds,
         "retry": spec.attempts - 1,
-        "attempt": job.attempt,
         "tags": spec.tags,
-        "durations": _durations(job, now),
-        "initiator": {"type": job.initiator.type, "id": job.initiator.id},
     }
-    if job.initiator.name is not None:
-        found["initiator"]["name"] = job.initiator.name
     if spec.docker_image is not None:
         found["dockerImage"] = spec.docker_image
     if spec.space_id is not None:
@@ -265,7 +279,7 @@ def output_json(output: Output) -> dict[str, Any]:
 
 
 def flavor_json(flavor: Flavor) -> dict[str, Any]:
-    """Return a row of `GET /api/jobs/hardware` (wire-jobs §10). Own machines cost nothing here."""
+    """Return a row of `GET /api/jobs/hardware` (wire-jobs §10)."""
     accelerator = flavor.accelerator
     return {
         "name": flavor.name,
@@ -282,8 +296,8 @@ def flavor_json(flavor: Flavor) -> dict[str, Any]:
             "vram": f"{accelerator.memory_bytes * accelerator.quantity / 2**30:.0f} GB",
             "manufacturer": accelerator.manufacturer,
         },
-        "unitCostMicroUSD": 0,
-        "unitCostUSD": 0,
+        "unitCostMicroUSD": flavor.price_micro_usd,
+        "unitCostUSD": flavor.price_micro_usd / MICRO,
         "unitLabel": "minute",
     }
 

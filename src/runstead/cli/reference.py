@@ -38,6 +38,13 @@ pretty_name = "CPU basic"
 """
 
 
+_EXAMPLE_PRICES = """\
+[prices]
+cpu-basic = 0.0004
+h200 = 0.0833
+"""
+
+
 def page() -> str:
     """Return the whole of `docs/configuration.md`."""
     parts = [_INTRODUCTION.format(spelling=SPELLING)]
@@ -47,6 +54,11 @@ def page() -> str:
         "## [flavors.NAME]\n\nA size of job that users ask for by `NAME`, a table each. Without any, they are "
         f"derived from what the machine has.\nThese are set in the file only.\n\n{_table(FlavorSettings)}\n"
         f"```toml\n{_EXAMPLE_FLAVORS}```\n"
+    )
+    parts.append(
+        "## [prices]\n\nWhat a minute of a flavor costs, in the site's currency; a flavor that is not there costs "
+        "nothing. What a job costs, and\nbudgets: [operations](operations.md#what-jobs-cost). These are set in the "
+        f"file only.\n\n```toml\n{_EXAMPLE_PRICES}```\n"
     )
     return "\n".join(parts)
 
@@ -117,7 +129,8 @@ def example() -> str:
         for key, field in model.model_fields.items():
             lines += ["", *_comment(field.description or ""), f"# {key} = {_example_value(field)}"]
         lines.append("")
-    lines += ["# Sizes of job; derived from the machine when there are none.", *_comment(_EXAMPLE_FLAVORS)]
+    lines += ["# Sizes of job; derived from the machine when there are none.", *_comment(_EXAMPLE_FLAVORS), ""]
+    lines += ["# What a minute of a flavor costs.", *_comment(_EXAMPLE_PRICES)]
     return "\n".join(lines) + "\n"
 
 

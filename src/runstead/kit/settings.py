@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -110,6 +111,7 @@ Size = Annotated[
     Field(gt=0),
     PlainSerializer(format_size, return_type=str, when_used="json"),
 ]
+FlavorName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
@@ -413,6 +415,28 @@ class ImageSettings(Section):
     )
 
 
+def _time_zone(value: str) -> str:
+    try:
+        return ZoneInfo(value).key
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError('should be a time zone like "UTC" or "Europe/Berlin"') from error
+
+
+class ScheduleSettings(Section):
+    """When scheduled jobs run."""
+
+    time_zone: Annotated[str, AfterValidator(_time_zone)] = Field(
+        default="UTC",
+        description="Time zone that schedules are written in, such as `Europe/Berlin`. The Hub's is UTC. It holds for "
+        "all schedules, also for those that are there when it is changed.",
+    )
+    catch_up: Literal["once", "skip", "all"] = Field(
+        default="once",
+        description="What becomes of the runs that were due while no server ran, for more than a minute. `once`: one "
+        "run for all that a schedule missed; `skip`: none; `all`: each of them, at most the last 1,000.",
+    )
+
+
 class FlavorSettings(Section):
     """A size of job that users ask for by name."""
 
@@ -432,9 +456,14 @@ class Settings(Section):
     executor: ExecutorSettings = Field(default_factory=ExecutorSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     images: ImageSettings = Field(default_factory=ImageSettings)
-    flavors: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")], FlavorSettings] = Field(
+    schedules: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    flavors: dict[FlavorName, FlavorSettings] = Field(
         default_factory=dict[str, FlavorSettings],
         description="Sizes of job, a table each. Unset: derived from what the machine has.",
+    )
+    prices: dict[FlavorName, Annotated[float, Field(ge=0, le=1_000_000)]] = Field(
+        default_factory=dict[str, float],
+        description="What a minute of a flavor costs. Unset: nothing.",
     )
 
     @property
@@ -450,6 +479,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "executor": ExecutorSettings,
     "storage": StorageSettings,
     "images": ImageSettings,
+    "schedules": ScheduleSettings,
 }
 
 
@@ -526,6 +556,12 @@ def _unknown(one: Given) -> str | None:
         allowed = [f"flavors.NAME.{name}" for name in FlavorSettings.model_fields]
         if rest.count(".") == 1 and f"flavors.NAME.{rest.partition('.')[2]}" in allowed:
             return None
+    elif section == "prices" and not one.origin.startswith(sources.PREFIX):
+        if "." not in rest:
+            return None
+        allowed = ["prices.NAME"]
+    elif section == "prices":
+        return f"{one.origin} is not a setting: prices are one table in a file, [prices], with NAME = AMOUNT"
     elif section == "flavors":
         return f"{one.origin} is not a setting: flavors are tables in a file, [flavors.NAME]"
     elif section in SECTIONS:
@@ -533,7 +569,7 @@ def _unknown(one: Given) -> str | None:
             return None
         allowed = [f"{section}.{name}" for name in SECTIONS[section].model_fields]
     else:
-        allowed = [f"{name}.*" for name in (*SECTIONS, "flavors")]
+        allowed = [f"{name}.*" for name in (*SECTIONS, "flavors", "prices")]
     guess = difflib.get_close_matches(one.key, setting_keys(), n=1)
     hint = f" Did you mean {guess[0]}?" if guess else ""
     return f"{one.origin}: {one.key} is not a setting.{hint} Allowed: {', '.join(allowed)}"

@@ -33,6 +33,7 @@ class Flavor:
     memory_bytes: int
     disk_bytes: int | None  # None: not limited, hence not promised
     accelerator: Accelerator | None = None
+    price_micro_usd: int = 0  # per minute, in millionths of the site's currency
 
     @property
     def resources(self) -> Resources:

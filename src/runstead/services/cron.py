@@ -11,6 +11,7 @@ one that is left out is due when the clock jumps. So a nightly run never falls o
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -64,6 +65,19 @@ class Cron:
             if due > until:
                 return
             yield due
+
+    def latest(self, since: datetime, until: datetime, count: int) -> list[datetime]:
+        """Return the last `count` due instants from `since` to `until`, earliest first.
+
+        It looks at little more than those, however many there are in between.
+        """
+        window = timedelta(minutes=1)
+        while True:
+            start = max(until - window, since - timedelta(microseconds=1))
+            found = deque(self.between(start, until), maxlen=count)
+            if len(found) == count or start < since:
+                return list(found)
+            window *= 4
 
     def _from(self, instant: datetime) -> Iterator[datetime]:
         last = instant.astimezone(UTC)

@@ -177,6 +177,7 @@ class Jobs:
             message="queued",
             sealed_secrets=self._secrets.seal(job_id, secrets) if secrets else None,
             idempotency_key=idempotency_key,
+            price_micro_usd=self._hardware.flavor(spec.flavor).price_micro_usd,
         )
 
     async def enter(self, new: NewJob, store: Callable[[], Awaitable[Job]]) -> Job:

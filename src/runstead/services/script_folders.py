@@ -3,8 +3,9 @@
 A client puts a local script into a new folder `<YYYYMMDDTHHMMSS>-<6 hex>` of the bucket `<namespace>/jobs-artifacts`
 and mounts the folder (huggingface_hub 2.4.0, `run_uv_job`). Nobody ever deletes it. Jobs write results into the same
 folder, so it goes only if all of this holds: its name has that form and is older than the time that is set; a job
-that mounts it is known, and all that do are over; and no file in it is newer than the first of those jobs, so that no
-job wrote into it. What is deleted goes into the history of the bucket, as with any other deletion.
+that mounts it is known, all that do are over, and no schedule mounts it; and no file in it is newer than the first of
+those jobs, so that no job wrote into it. What is deleted goes into the history of the bucket, as with any other
+deletion.
 """
 
 import re
@@ -18,7 +19,7 @@ from runstead.kit.clock import Clock
 from runstead.model.buckets import Bucket, Folder, place_behind
 from runstead.model.jobs import Job, JobFilter
 from runstead.model.volumes import Volume
-from runstead.stores.interface import AccountStore, BucketStore, JobStore
+from runstead.stores.interface import AccountStore, BucketStore, JobStore, ScheduleStore
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ class ScriptFolders:
         self,
         accounts: AccountStore,
         jobs: JobStore,
+        schedules: ScheduleStore,
         buckets: BucketStore,
         events: EventBus,
         clock: Clock,
@@ -43,6 +45,7 @@ class ScriptFolders:
     ) -> None:
         self._accounts = accounts
         self._jobs = jobs
+        self._schedules = schedules
         self._buckets = buckets
         self._events = events
         self._clock = clock
@@ -85,6 +88,8 @@ class ScriptFolders:
                     first_use[folder] = min(job.created_at, first_use.get(folder, job.created_at))
                     if not job.stage.is_terminal:
                         in_use.add(folder)
+        async for volume in self._mounts_of_schedules(bucket):
+            in_use.update(folder for folder in folders if _touches(volume.path, folder))
         deleted: list[str] = []
         for folder in folders:
             if folder in first_use and folder not in in_use and await self._delete(bucket, folder, first_use[folder]):
@@ -110,6 +115,16 @@ class ScriptFolders:
                         if volume.source_id == bucket.id:
                             yield job, volume
                 before = jobs[-1].seq
+
+    async def _mounts_of_schedules(self, bucket: Bucket) -> AsyncIterator[Volume]:
+        """Yield every volume of a schedule that is of this bucket; suspended ones may be resumed."""
+        last = 0
+        while schedules := await self._schedules.after(last, _AT_ONCE):
+            for schedule in schedules:
+                for volume in schedule.spec.volumes:
+                    if volume.source_id == bucket.id:
+                        yield volume
+            last = schedules[-1].seq
 
 
 def is_old_script_folder(name: str, before: datetime) -> bool:

@@ -10,6 +10,7 @@ from runstead.services.hardware import Hardware
 from runstead.services.jobs import Jobs
 from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
+from runstead.services.schedules import Schedules
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class WebContext:
 
     accounts: Accounts
     jobs: Jobs
+    schedules: Schedules
     logs: Logs
     metrics: JobMetrics
     hardware: Hardware

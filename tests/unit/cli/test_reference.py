@@ -43,6 +43,7 @@ def test_a_dump_says_the_same(tmp_path: Path) -> None:
         server=ServerSettings(data_dir=tmp_path / 'a "b" ü', public_url="https://x"),
         database=DatabaseSettings(url="postgresql://joe:hunter2@db/x"),
         flavors={"tiny": FlavorSettings(cpu=0.5, memory=2**30, pretty_name="Ünïcode")},
+        prices={"tiny": 0.25},
     )
     file = tmp_path / "runstead.toml"
     file.write_text(reference.as_toml(settings))

@@ -214,4 +214,4 @@ def test_settings_are_frozen() -> None:
 def test_every_setting_is_described(model: type[BaseModel]) -> None:
     assert model.__doc__
     assert [name for name, field in model.model_fields.items() if not field.description] == []
-    assert set(Settings.model_fields) == {*SECTIONS, "flavors"}
+    assert set(Settings.model_fields) == {*SECTIONS, "flavors", "prices"}

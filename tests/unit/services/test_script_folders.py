@@ -13,12 +13,14 @@ from runstead.model.accounts import Namespace, NamespaceKind, User
 from runstead.model.buckets import Bucket, NewFile
 from runstead.model.ids import new_id
 from runstead.model.jobs import Initiator, JobSpec, NewJob, Phase, Stage, Transition
+from runstead.model.schedules import NewSchedule
 from runstead.model.volumes import Volume, VolumeKind
 from runstead.services.script_folders import ScriptFolders
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
+from runstead.stores.schedules import SqlScheduleStore
 
 THEN = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 NOW = THEN + timedelta(days=40)
@@ -36,6 +38,7 @@ class FixedClock(Clock):
 @dataclass
 class House:
     jobs: SqlJobStore
+    schedules: SqlScheduleStore
     buckets: SqlBucketStore
     sweep: ScriptFolders
     bucket: Bucket
@@ -54,6 +57,18 @@ class House:
             done = Transition(job.id, 1, phases, Phase.DONE, Stage.CANCELED, at, finished_at=at)
             assert await self.jobs.apply(done, "nobody") is not None
 
+    async def schedule(self, path: str = FOLDER, *, suspended: bool = False) -> str:
+        volume = Volume(VolumeKind.BUCKET, "alice/jobs-artifacts", "/data", path, source_id=self.bucket.id)
+        spec = JobSpec(command=("true",), flavor="cpu-basic", docker_image="x", volumes=(volume,))
+        new = NewSchedule(
+            *(new_id(THEN), ALICE.id, "alice", "user", ALICE.id, "alice", spec, "@daily", "UTC"),
+            concurrency=False,
+            suspended=suspended,
+            next_run_at=None if suspended else NOW,
+            created_at=THEN,
+        )
+        return (await self.schedules.add(new)).id
+
     async def files(self) -> set[str]:
         return {file.path for file in await self.buckets.tree(self.bucket.seq, "", "", 100)}
 
@@ -64,9 +79,20 @@ async def house(tmp_path: Path) -> AsyncGenerator[House]:
     accounts, jobs, buckets = SqlAccountStore(database), SqlJobStore(database), SqlBucketStore(database)
     await accounts.add_user(User(ALICE.id, "alice", "Alice", True, THEN))
     bucket = await buckets.add(Bucket(0, "b" * 24, ALICE, "jobs-artifacts", True, THEN, THEN))
-    sweep = ScriptFolders(accounts, jobs, buckets, LocalEventBus(), FixedClock(), 30)
-    yield House(jobs, buckets, sweep, bucket)
+    schedules = SqlScheduleStore(database)
+    sweep = ScriptFolders(accounts, jobs, schedules, buckets, LocalEventBus(), FixedClock(), 30)
+    yield House(jobs, schedules, buckets, sweep, bucket)
     await database.close()
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+async def test_a_script_that_a_schedule_mounts_stays_until_the_schedule_goes(house: House, suspended: bool) -> None:
+    await house.put(f"{FOLDER}/script.py")
+    await house.job()
+    schedule = await house.schedule(suspended=suspended)
+    assert await house.sweep.run_once() == []
+    await house.schedules.delete(schedule)
+    assert await house.sweep.run_once() == [f"alice/jobs-artifacts/{FOLDER}"]
 
 
 async def test_a_script_whose_jobs_are_over_goes(house: House) -> None:
