@@ -16,6 +16,7 @@ from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.outputs import Outputs
+from runstead.services.schedules import Schedules
 
 
 @dataclass(frozen=True, slots=True)
