@@ -18,6 +18,7 @@ from runstead.model.accounts import Permission
 from runstead.model.errors import Invalid, Unsupported
 from runstead.model.jobs import Job, JobFilter, Phase, Stage
 from runstead.services.accounts import authorize
+from runstead.services.jobs import PAGE
 from runstead.services.outputs import START
 from runstead.services.specs import is_label
 
@@ -55,15 +56,17 @@ async def page(
     stage: Stages = [],  # noqa: B006
     label: Labels = [],  # noqa: B006
     cursor: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
 ) -> Response:
-    """List jobs, newest first."""
+    """List jobs, newest first. No client of the Hub sends a `limit`."""
     found = context(request)
     wanted = _filter(stage, label)
     before = read_cursor(found.cursor_key, namespace, cursor) if cursor is not None else None
-    jobs, following = await found.jobs.page(caller, namespace, wanted, before)
+    jobs, following = await found.jobs.page(caller, namespace, wanted, before, limit)
     headers: dict[str, str] = {}
     if following is not None:
         query = [("stage", one) for one in stage] + [("label", one) for one in label]
+        query += [("limit", str(limit))] if limit != PAGE else []
         query.append(("cursor", make_cursor(found.cursor_key, namespace, following)))
         headers["Link"] = f'<{base_url(request)}/api/jobs/{quote(namespace)}?{urlencode(query)}>; rel="next"'
     now = found.clock.now()

@@ -92,6 +92,7 @@ def create_server(hub_of: HubOf) -> "Server[Any]":
         version=runstead.__version__,
         title="Runstead jobs",
         instructions=help.INSTRUCTIONS,
+        get_tool_input_schema={tool.name: tool.input_schema for tool in _TOOLS}.get,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
         on_list_resources=list_resources,

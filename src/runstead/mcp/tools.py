@@ -73,6 +73,10 @@ async def _perform(hub: Hub, operation: Operation, args: dict[str, Any], report:
         return refusal(operation, error)
     except ScriptTooLarge as error:
         return _error(operation, ErrorOutcome(code="validation", message=str(error)), [])
+    except Exception as error:  # an agent is always answered, also where an endpoint answers like no other
+        log.error("a tool failed unexpectedly", operation=operation.name, exc_info=error)
+        message = f"the answer of the endpoint was not understood: {type(error).__name__}"
+        return _error(operation, ErrorOutcome(code="internal", message=message), ["Tell the user; do not retry."])
 
 
 async def call_whoami(hub: Hub) -> Answer:
