@@ -24,7 +24,7 @@ def command_of(body: Mapping[str, Any], environment: Mapping[str, str]) -> Comma
         argv=_argv(body),
         environment={**environment, **texts(body.get("env"), "env")},
         folder=_text(body, "cwd") or None,
-        input=body.get("stdin") is not None,
+        input=_text(body, "stdin") is not None,
         timeout_seconds=_timeout(body),
     )
 
