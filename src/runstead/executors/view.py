@@ -16,6 +16,8 @@ from runstead.node.request import View
 # Never shown: private to the job instead, or none of its business.
 _PRIVATE = {"root", "home", "tmp", "run", "dev", "proc", "sys", "boot", "lost+found", "workspace", "runstead"}
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# A job works with this machine's own system and trusts what that trusts; uv alone would bring its own certificates.
+_TRUST = {"UV_SYSTEM_CERTS": "true"}
 
 _PIP_BY_UV = '''"""pip by way of uv, for machines whose Python has no pip."""
 import os
@@ -102,7 +104,7 @@ def plain_view(node: Path, programs: Programs, environment: Mapping[str, str]) -
         python_version=sys.version.split()[0],
         pip_paths=[str(node / "tools" / "pip")],
         path=f"{node / 'tools' / 'bin'}:{os.environ.get('PATH', _SYSTEM_PATH)}",
-        environment=dict(environment),
+        environment={**_TRUST, **environment},
     )
 
 
@@ -136,7 +138,7 @@ def isolated_view(
         python_version=sys.version.split()[0],
         pip_paths=[places.PIP],
         path=_SYSTEM_PATH,
-        environment=dict(environment),
+        environment={**_TRUST, **environment},
     )
 
 
