@@ -44,6 +44,7 @@ def bench_server(**environment: str) -> Generator[Bench]:
     with tempfile.TemporaryDirectory(prefix="runstead-bench-") as folder:
         reader, writer = os.pipe()
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RUNSTEAD_", "HF_"))}
+        inherited["RUNSTEAD_EXECUTOR_KIND"] = "process"
         command = [sys.executable, "-m", "runstead.cli", "serve", "--port", "0", "--data-dir", f"{folder}/data"]
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen(

@@ -40,6 +40,7 @@ class Server:
     def start(self) -> "Server":
         reader, writer = os.pipe()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RUNSTEAD_", "HF_"))}
+        environment["RUNSTEAD_EXECUTOR_KIND"] = "process"  # what is tested with containers says so
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [

@@ -29,7 +29,10 @@ from runstead.events.local import LocalEventBus
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.machine import find_machine
 from runstead.executors.native import NativeSettings
+from runstead.executors.oci import OciExecutor, OciSettings
+from runstead.executors.oci import problem as container_problem
 from runstead.executors.process import ProcessExecutor
+from runstead.images.library import ImageLibrary
 from runstead.kit.clock import Clock, SystemClock
 from runstead.kit.loops import forever
 from runstead.kit.settings import Settings
@@ -224,22 +227,30 @@ async def open_outputs(settings: Settings) -> AsyncGenerator[Outputs]:
 
 def build_executor(settings: Settings, wake: Callable[[str, str], None], port: int | None = None) -> Executor:
     """Return the executor that the settings name. `port` is the server's, the one thing of it jobs may reach."""
-    chosen = settings.executor
-    return ProcessExecutor(
-        settings.server.data_dir,
-        NativeSettings(
-            isolation=chosen.isolation,
-            network=chosen.network,
-            subnet=chosen.subnet,
-            log_limit_bytes=chosen.log_limit_bytes,
-            pass_environment=chosen.pass_environment,
-            grace_seconds=settings.jobs.cancel_grace_seconds,
-            pids_limit=chosen.pids_limit,
-            server_port=port,
-            machine=_machine(settings),
-        ),
-        wake,
+    chosen, data_dir = settings.executor, settings.server.data_dir
+    native = NativeSettings(
+        isolation=chosen.isolation,
+        network=chosen.network,
+        subnet=chosen.subnet,
+        log_limit_bytes=chosen.log_limit_bytes,
+        pass_environment=chosen.pass_environment,
+        grace_seconds=settings.jobs.cancel_grace_seconds,
+        pids_limit=chosen.pids_limit,
+        server_port=port,
+        machine=_machine(settings),
     )
+    if no_containers(settings) is not None:
+        return ProcessExecutor(data_dir, native, wake)
+    images = ImageLibrary(data_dir / "images", settings.images)
+    return OciExecutor(data_dir, OciSettings(native, shared_memory_bytes=chosen.shared_memory), images, wake)
+
+
+def no_containers(settings: Settings) -> str | None:
+    """Return why jobs do not run in containers of their images; None when they do, or are meant to."""
+    chosen = settings.executor
+    if chosen.kind != "auto":
+        return None if chosen.kind == "oci" else f'executor.kind = "{chosen.kind}"'
+    return 'executor.isolation = "none"' if chosen.isolation == "none" else container_problem()
 
 
 def build_content(settings: Settings, database: Database, clock: Clock, key: bytes) -> StoredContent:

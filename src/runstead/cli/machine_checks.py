@@ -75,13 +75,15 @@ def _user_namespaces() -> str:
 
 def executor(settings: Settings) -> list[Finding]:
     """Open the executor that the settings name, as `serve` would, and say what it can do."""
-    from runstead.app import build_executor, build_hardware, unmountable
+    from runstead.app import build_executor, build_hardware, no_containers, unmountable
 
     async def look(aside: Settings) -> list[Finding]:
         opened = build_executor(aside, wake=lambda _kind, _id: None)
         capabilities = await opened.open()
         await opened.close()
         found = [Finding(Level.OK, "executor", capabilities.kind)]
+        if settings.executor.kind == "auto" and (lacking := no_containers(settings)) is not None:
+            found.append(Finding(Level.NOTE, "executor", f"no containers, because {lacking}"))
         found += [Finding(Level.NOTE, "executor", note) for note in capabilities.notes]
         found += [Finding(Level.MISSING, "executor", missing) for missing in capabilities.missing]
         found.append(_volumes(capabilities, unmountable(settings)))

@@ -17,8 +17,15 @@ _STOP_SECONDS = 30.0  # beyond the grace that jobs are given
 def isolated(settings: Settings, folder: Path) -> Settings:
     """Return the settings for a server that shares nothing with any other: its own data, address and database."""
     own = {"host": "127.0.0.1", "port": 0, "data_dir": folder / "data", "public_url": None}
+    executor = settings.executor
+    if executor.kind == "auto":  # such a server has no images, and should need no registry
+        executor = executor.model_copy(update={"kind": "process"})
     return settings.model_copy(
-        update={"server": settings.server.model_copy(update=own), "database": DatabaseSettings()}
+        update={
+            "server": settings.server.model_copy(update=own),
+            "database": DatabaseSettings(),
+            "executor": executor,
+        }
     )
 
 

@@ -235,10 +235,11 @@ class JobsSettings(Section):
 class ExecutorSettings(Section):
     """What runs jobs, and how much of the machine they get."""
 
-    kind: Literal["auto", "process"] = Field(
+    kind: Literal["auto", "oci", "process"] = Field(
         default="auto",
-        description="What runs jobs. `process`: a Linux process in namespaces of its own over this machine's own "
-        "file system; `auto` takes the best this machine can do.",
+        description="What runs jobs. `oci`: containers of the images that jobs name; needs root on Linux. `process`: "
+        "Linux processes in namespaces of their own over this machine's own file system, whatever image they name. "
+        "`auto` is oci where this machine can do it, else process; for the servers of `runstead exec`, process.",
     )
     isolation: Literal["auto", "full", "none"] = Field(
         default="auto",
@@ -254,6 +255,11 @@ class ExecutorSettings(Section):
         default=None,
         description='IPv4 network that private job networks are cut from, such as "10.213.0.0/16". Unset: one that '
         "this machine has no route to.",
+    )
+    shared_memory: Size = Field(
+        default=67_108_864,
+        description="Size of /dev/shm in containers. The default is Docker's; what passes large arrays between "
+        "processes, as data loaders do, wants more. It counts as memory of the job.",
     )
     volumes: Literal["auto", "fill", "mount"] = Field(
         default="auto",
