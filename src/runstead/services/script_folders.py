@@ -25,7 +25,8 @@ log = structlog.get_logger()
 
 EVERY_SECONDS = 6 * 3600.0
 _BUCKET = "jobs-artifacts"
-_NAME = re.compile(r"(\d{8}T\d{6})-[0-9a-f]{6}", re.ASCII)
+_AGENTS = "_scripts"  # where the scripts that agents send are (`runstead.mcp.scripts`)
+_NAME = re.compile(rf"(?:{_AGENTS}/)?(\d{{8}}T\d{{6}})-[0-9a-f]{{6}}", re.ASCII)
 _AT_ONCE = 500
 _MOST_FILES = 5000  # with more than that, it is no folder of a script
 
@@ -72,12 +73,13 @@ class ScriptFolders:
 
     async def _old_folders(self, bucket: Bucket) -> AsyncIterator[str]:
         before = self._clock.now() - self._keep
-        place = ""
-        while entries := await self._buckets.level(bucket.seq, "", place, _AT_ONCE):
-            for entry in entries:
-                if isinstance(entry, Folder) and is_old_script_folder(entry.path, before):
-                    yield entry.path
-            place = place_behind(entries[-1])
+        for parent in ("", _AGENTS):
+            place = ""
+            while entries := await self._buckets.level(bucket.seq, parent, place, _AT_ONCE):
+                for entry in entries:
+                    if isinstance(entry, Folder) and is_old_script_folder(entry.path, before):
+                        yield entry.path
+                place = place_behind(entries[-1])
 
     async def _sweep(self, bucket: Bucket, folders: list[str], namespaces: list[str]) -> list[str]:
         first_use: dict[str, datetime] = {}

@@ -104,6 +104,15 @@ async def test_a_script_whose_jobs_are_over_goes(house: House) -> None:
     assert await house.sweep.run_once() == []
 
 
+async def test_scripts_that_agents_sent_go_too(house: House) -> None:
+    await house.put(f"_scripts/{FOLDER}/script.py")
+    await house.put("_scripts/mine/script.py")
+    assert await house.sweep.run_once() == []
+    await house.job(f"_scripts/{FOLDER}")
+    assert await house.sweep.run_once() == [f"alice/jobs-artifacts/_scripts/{FOLDER}"]
+    assert await house.files() == {"_scripts/mine/script.py"}
+
+
 async def test_what_a_job_wrote_stays_with_its_script(house: House) -> None:
     await house.put(f"{FOLDER}/script.py")
     await house.job()
