@@ -13,8 +13,10 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -44,6 +46,10 @@ from runstead.model.hardware import Accelerator, Flavor, Machine
 from runstead.model.ids import new_id
 from runstead.objects.disk import DiskObjectStore
 from runstead.objects.interface import ObjectStore
+from runstead.proxy.door import Door
+from runstead.proxy.gate import Gate
+from runstead.proxy.native import Native
+from runstead.proxy.proxy import Proxy
 from runstead.sandbox.native import SandboxPort
 from runstead.services.accounts import Accounts
 from runstead.services.admission import AdmissionRounds
@@ -55,6 +61,7 @@ from runstead.services.content.checking import Checking
 from runstead.services.content.collecting import Collecting
 from runstead.services.content.content import FileRoots
 from runstead.services.content.service import ContentLimits, StoredContent
+from runstead.services.exposure import Exposure
 from runstead.services.hardware import Hardware, derive_flavors
 from runstead.services.jobs import JobLimits, Jobs
 from runstead.services.launching import Launching
@@ -62,6 +69,8 @@ from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.outputs import Outputs
+from runstead.services.port_addresses import PortAddresses
+from runstead.services.port_rules import PortRules
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.recovery import Recovery
 from runstead.services.sandboxes.activity import Activity
@@ -92,6 +101,7 @@ from runstead.volumes.fuse import problem as mount_problem
 from runstead.volumes.interface import VolumeProvider
 from runstead.web.context import WebContext
 from runstead.web.routes import with_pages
+from runstead.web.sessions import BrowserSessions
 
 log = structlog.get_logger()
 
@@ -311,6 +321,17 @@ def build_hardware(settings: Settings, capabilities: Capabilities) -> Hardware:
     return Hardware(priced, capabilities.machine, settings.executor.cpu_overcommit)
 
 
+def build_proxy(
+    settings: Settings, context: Context, exposure: Exposure, key: bytes, clock: Clock, native: Native
+) -> Proxy:
+    """Return what serves the exposed ports of jobs."""
+    public_url = settings.server.public_url
+    addresses = context.port_addresses
+    gate = Gate(exposure, addresses, BrowserSessions(key, clock), key, clock, public_url)
+    own = frozenset({urlsplit(public_url).netloc.lower()}) if public_url else frozenset[str]()
+    return Proxy(exposure, gate, addresses, settings.proxy.answer_seconds, native, own)
+
+
 async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None, stop_jobs_at_exit: bool) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -338,7 +359,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         http = uvicorn.Server(
             uvicorn.Config(
                 with_pages(app, server.web),
-                http=BodyProtocol,
+                http=cast("type[asyncio.Protocol]", partial(Connection, proxy=server.proxy)),
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -372,6 +393,10 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
                 duty.cancel()
             await asyncio.gather(*duties, return_exceptions=True)
     return 0
+
+
+class Connection(Door, BodyProtocol):
+    """A connection of a client: requests for ports of jobs, and those for the server itself."""
 
 
 async def _run_http(http: uvicorn.Server, listeners: list[socket.socket]) -> None:
@@ -419,6 +444,8 @@ class _Server:
             clock,
             lambda: _job_endpoint(settings, capabilities, port),
         )
+        port_rules = PortRules(capabilities, self._store)
+        exposure = Exposure(self._store, executor, port_rules, self.accounts, events)
         bucket_store, bucket_log = SqlBucketStore(database), SqlBucketLog(database)
         mount_tokens = MountTokens(key, self._store, clock)
         requests = MountRequests(self._store, bucket_store, mount_tokens, clock, _node_endpoint(settings, port))
@@ -471,6 +498,7 @@ class _Server:
             events,
             clock,
             JobLimits(settings.jobs.default_timeout_seconds, settings.jobs.max_timeout_seconds),
+            port_rules,
             VolumeRules(buckets, bucket_store, capabilities),
             SandboxRules(capabilities),
         )
@@ -491,6 +519,8 @@ class _Server:
             following=self.following,
             outputs=Outputs(self._store, bucket_log),
             mount_tokens=mount_tokens,
+            exposure=exposure,
+            port_addresses=PortAddresses(_ports_url(settings, port)),
             clock=clock,
             cursor_key=key,
             public_url=settings.server.public_url,
@@ -517,11 +547,14 @@ class _Server:
             public_url=settings.server.public_url,
         )
 
+        self.proxy = build_proxy(settings, self.context, exposure, key, clock, self.sandbox_port)
+
     def duties(self) -> list[Coroutine[object, object, None]]:
         """Return the loops that run beside the requests."""
         return [
             forever("reconcile", self._reconcile.run),
             forever("admission", self._admission.run),
+            forever("proxy", self.proxy.run),
             forever("sandboxes", self._idling.run),
             forever("sweeper", self._sweeper.run),
             forever("schedules", self._ticker.run),
@@ -575,6 +608,19 @@ def _volume_notes(settings: Settings, capabilities: Capabilities) -> list[str]:
 def _node_endpoint(settings: Settings, port: int) -> str:
     """Return where the programs beside jobs reach this server: they run on its machine."""
     return f"http://{_reachable(settings.server.host)}:{port}"
+
+
+def _ports_url(settings: Settings, port: int) -> str | None:
+    """Return the URL under whose name each port of a job has a host; None where they are reached by path."""
+    domain = settings.proxy.domain
+    if domain is None or "://" in domain:
+        return domain
+    public = urlsplit(settings.server.public_url) if settings.server.public_url else None
+    scheme = "https" if settings.proxy.tls != "off" or (public and public.scheme == "https") else "http"
+    if ":" in domain:
+        return f"{scheme}://{domain}"
+    shown = public.port if public else port
+    return f"{scheme}://{domain}:{shown}" if shown else f"{scheme}://{domain}"
 
 
 def _job_endpoint(settings: Settings, capabilities: Capabilities, port: int) -> str | None:

@@ -402,6 +402,15 @@ class TestSetPorts:
         assert await store.get(job.id) == opened
         assert await store.set_ports(job.id, Ports()) == job
 
+    async def test_those_that_have_some_are_found_until_they_are_over(self, store: SqlJobStore) -> None:
+        await store.add(new_job(environment={"ports": '"ports":'}))
+        over, job = await admitted(store), await store.add(new_job())
+        await store.set_ports(over.id, Ports((1,)))
+        opened = await store.set_ports(job.id, Ports((8000,)))
+        assert {found.id for found in await store.open_with_ports()} == {over.id, job.id}
+        await store.apply(to(over, Phase.RELEASING, Stage.ERROR), ME)
+        assert await store.open_with_ports() == [opened]
+
     async def test_a_job_that_is_over_keeps_its_own(self, store: SqlJobStore) -> None:
         job = await finished(store)
         assert await store.set_ports(job.id, Ports((8000,))) == job

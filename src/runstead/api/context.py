@@ -10,12 +10,14 @@ from runstead.services.buckets.batches import Batches
 from runstead.services.buckets.buckets import Buckets
 from runstead.services.buckets.following import Following
 from runstead.services.content.service import StoredContent
+from runstead.services.exposure import Exposure
 from runstead.services.hardware import Hardware
 from runstead.services.jobs import Jobs
 from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.outputs import Outputs
+from runstead.services.port_addresses import PortAddresses
 from runstead.services.schedules import Schedules
 
 
@@ -35,6 +37,8 @@ class Context:
     following: Following
     outputs: Outputs
     mount_tokens: MountTokens
+    exposure: Exposure
+    port_addresses: PortAddresses
     clock: Clock
     cursor_key: bytes
     public_url: str | None

@@ -15,7 +15,7 @@ from runstead.api.cursor import make_cursor, read_cursor, read_text_cursor
 from runstead.api.errors import error_response
 from runstead.api.sse import EventStream
 from runstead.model.accounts import Permission
-from runstead.model.errors import Invalid, Unsupported
+from runstead.model.errors import Invalid
 from runstead.model.jobs import Job, JobFilter, Phase, Stage
 from runstead.services.accounts import authorize
 from runstead.services.jobs import PAGE
@@ -70,7 +70,9 @@ async def page(
         query.append(("cursor", make_cursor(found.cursor_key, namespace, following)))
         headers["Link"] = f'<{base_url(request)}/api/jobs/{quote(namespace)}?{urlencode(query)}>; rel="next"'
     now = found.clock.now()
-    return JSONResponse([wire.job_json(job, found.jobs.message(job), now) for job in jobs], headers=headers)
+    return JSONResponse(
+        [wire.job_json(job, found.jobs.message(job), now, _expose_urls(request, job)) for job in jobs], headers=headers
+    )
 
 
 async def count(
@@ -106,10 +108,9 @@ async def set_labels(
     return _job(request, await context(request).jobs.set_labels(caller, namespace, job_id, body.labels))
 
 
-async def expose(request: Request, namespace: Namespace, job_id: JobId, caller: CallerOf) -> Response:
-    """Open and close ports of a running job: not there yet."""
-    await context(request).jobs.get(caller, namespace, job_id)
-    raise Unsupported("this version of Runstead does not have exposed ports yet")
+async def expose(request: Request, namespace: Namespace, job_id: JobId, caller: CallerOf, body: wire.Ports) -> Response:
+    """Replace the exposed ports of a job: those that are not named are closed."""
+    return _job(request, await context(request).exposure.set_ports(caller, namespace, job_id, body.value()))
 
 
 async def logs(
@@ -186,7 +187,13 @@ async def job_auth_check(
 
 def _job(request: Request, job: Job) -> Response:
     found = context(request)
-    return JSONResponse(wire.job_json(job, found.jobs.message(job), found.clock.now()))
+    urls = _expose_urls(request, job)
+    return JSONResponse(wire.job_json(job, found.jobs.message(job), found.clock.now(), urls))
+
+
+def _expose_urls(request: Request, job: Job) -> list[str]:
+    addresses = context(request).port_addresses
+    return [addresses.url(job.id, port, base_url(request)) for port in job.spec.ports.exposed]
 
 
 def _filter(stages: list[str], labels: list[str]) -> JobFilter:

@@ -6,7 +6,7 @@ dropped, as the Hub does.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from runstead.model.costs import MICRO
 from runstead.model.errors import Unsupported
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import HistoryEntry, Job, JobSpec
+from runstead.model.ports import Ports as ExposedPorts
 from runstead.model.volumes import Volume, VolumeKind
 from runstead.services.hardware import DEFAULT_FLAVOR
 from runstead.services.metrics import Metrics
@@ -53,6 +54,10 @@ class Ports(_Request):
 
     ports: list[Count] = []
     portsPublic: list[Count] = []  # noqa: N815
+
+    def value(self) -> ExposedPorts:
+        """Return the ports as they were asked for."""
+        return ExposedPorts(tuple(self.ports), tuple(self.portsPublic))
 
 
 class Ssh(_Request):
@@ -129,11 +134,11 @@ class JobCreate(_Request):
             arch=self.arch,
             tags=tuple(self.tags),
             volumes=tuple(item.volume() for item in self.volumes or ()),
+            ports=self.expose.value() if self.expose else ExposedPorts(),
         )
 
     def _refuse_missing(self) -> None:
         missing = {
-            "expose": self.expose is not None and bool(self.expose.ports or self.expose.portsPublic),
             "ssh": self.ssh is not None and self.ssh.enabled,
             "network": self.network is not None and bool(self.network.group),
         }
@@ -146,7 +151,6 @@ class JobCreate(_Request):
 
 
 _FEATURES = {
-    "expose": "exposed ports",
     "ssh": "SSH into jobs",
     "network": "network groups",
 }
@@ -172,8 +176,8 @@ def instant(at: datetime | None) -> str | None:
     return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
-def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
-    """Return the job object (wire-jobs §6)."""
+def job_json(job: Job, message: str | None, now: datetime, expose_urls: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the job object (wire-jobs §6). `expose_urls` is where its ports are reached, in their order."""
     status: dict[str, Any] = {"stage": job.stage, "message": message, "failureCount": job.failure_count}
     if job.failure_class is not None and job.stage.is_terminal:
         status["failureClass"] = job.failure_class
@@ -194,6 +198,8 @@ def job_json(job: Job, message: str | None, now: datetime) -> dict[str, Any]:
         "initiator": {"type": job.initiator.type, "id": job.initiator.id},
         "cost": cost_json(job.cost_at(now)),
     }
+    if job.spec.ports:
+        status["exposeUrls"] = expose_urls
     if job.initiator.name is not None:
         found["initiator"]["name"] = job.initiator.name
     return found
@@ -218,6 +224,8 @@ def spec_json(spec: JobSpec) -> dict[str, Any]:
         "retry": spec.attempts - 1,
         "tags": spec.tags,
     }
+    if spec.ports:
+        found["expose"] = {"ports": spec.ports.exposed, "portsPublic": spec.ports.public}
     if spec.docker_image is not None:
         found["dockerImage"] = spec.docker_image
     if spec.space_id is not None:

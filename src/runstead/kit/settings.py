@@ -89,6 +89,13 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _domain(value: str) -> str:
+    label = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+    if not re.fullmatch(rf"(?:https?://)?{label}(?:\.{label})*(?::\d{{1,5}})?/?", value):
+        raise ValueError("should be a domain in lower case, with http:// or https:// and a port if need be")
+    return value.rstrip("/")
+
+
 def _database_url(value: str) -> str:
     if not value.startswith(("sqlite:", "postgresql:", "postgres:", "postgresql+psycopg:")):
         raise ValueError('should begin with "sqlite:" or "postgresql:"')
@@ -310,6 +317,45 @@ def _objects_url(value: str) -> str:
     return value.rstrip("/")
 
 
+class ProxySettings(Section):
+    """How exposed ports of jobs are reached."""
+
+    domain: Annotated[str, AfterValidator(_domain)] | None = Field(
+        default=None,
+        description="Domain under which each exposed port has a host name of its own, `<job>--<port>.<domain>`; the "
+        "name service must send `*.<domain>` to this server. A name, or a URL when clients use another port or "
+        'https: "https://jobs.example.com:8443". Unset: ports are reached by a path of the server\'s own URL, which '
+        "needs no name service.",
+    )
+    tls: Literal["off", "own", "files"] = Field(
+        default="off",
+        description="Whether the port of the server speaks https too. `own`: with a certificate that this server makes "
+        "and renews; `runstead tls ca` prints the file that clients must trust. `files`: with that of "
+        "`certificate` and `key`. Plain http goes on to be served on the same port.",
+    )
+    certificate: Annotated[Path, AfterValidator(_path)] | None = Field(
+        default=None,
+        description="File with the certificate and those up to its authority, in PEM. It should hold for the server's "
+        "name, the domain and `*.` in front of the domain. A file that changed is read again within a minute.",
+    )
+    key: Annotated[Path, AfterValidator(_path)] | None = Field(
+        default=None, description="File with the private key of the certificate, in PEM and without a password."
+    )
+    answer_seconds: float = Field(
+        default=900,
+        gt=0,
+        description="Time that a program in a job has to begin its answer, in seconds; then the client gets 504. "
+        "Bodies and WebSockets may take as long as they like.",
+    )
+
+    @model_validator(mode="after")
+    def _files_with_tls(self) -> "ProxySettings":
+        given = self.certificate is not None and self.key is not None
+        if (self.tls == "files") != given or (self.certificate is None) != (self.key is None):
+            raise ValueError('tls = "files" needs certificate and key, and only then they are used')
+        return self
+
+
 class StorageSettings(Section):
     """Where the content of buckets is kept, and for how long."""
 
@@ -460,6 +506,7 @@ class Settings(Section):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     executor: ExecutorSettings = Field(default_factory=ExecutorSettings)
+    proxy: ProxySettings = Field(default_factory=ProxySettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     images: ImageSettings = Field(default_factory=ImageSettings)
     schedules: ScheduleSettings = Field(default_factory=ScheduleSettings)
@@ -483,6 +530,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "database": DatabaseSettings,
     "jobs": JobsSettings,
     "executor": ExecutorSettings,
+    "proxy": ProxySettings,
     "storage": StorageSettings,
     "images": ImageSettings,
     "schedules": ScheduleSettings,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 MAX_PORTS = 20
+HIGHEST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ class Door(HttpToolsProtocol):
         elif not self._lingering:
             self._begin(self._held + data if self._held else data)
 
-    def eof_received(self) -> bool | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def eof_received(self) -> Any:  # as asyncio has it; uvicorn never needs to say anything
         """See asyncio."""
         return self.partner.client_eof() if self.partner is not None else super().eof_received()
 

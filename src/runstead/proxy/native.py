@@ -1,8 +1,7 @@
 """The seam for what serves ports of jobs in place of the jobs: sandboxes."""
 
-from typing import Protocol
-
-from starlette.types import ASGIApp
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from runstead.model.jobs import Job
 from runstead.services.exposure import Onward, Visit
@@ -19,7 +18,10 @@ class Native(Protocol):
     both ways; it may raise nothing, its answers go out as they are. The `Authorization` field is still there.
     """
 
-    app: ASGIApp
+    @property
+    def app(self) -> Callable[[Any, Any, Any], Awaitable[None]]:
+        """The application."""
+        ...
 
     def serves(self, job: Job, port: int) -> bool:
         """Say whether this port of this job is served here. Must be quick: it is asked at every request."""

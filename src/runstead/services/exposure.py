@@ -6,23 +6,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from runstead.events.interface import JOBS, EventBus
-from runstead.executors.interface import Capabilities, Executor
+from runstead.executors.interface import Executor
 from runstead.model.accounts import Caller, Permission
 from runstead.model.errors import (
     BackendFailure,
-    Invalid,
     NotFound,
     NotRunning,
     RunsteadError,
-    TooLarge,
     Unauthenticated,
-    Unsupported,
 )
 from runstead.model.ids import is_id
 from runstead.model.jobs import Job, Phase
 from runstead.model.launches import Handle
-from runstead.model.ports import MAX_PORTS, Ports
+from runstead.model.ports import Ports
 from runstead.services.accounts import Accounts, authorize
+from runstead.services.port_rules import PortRules
 from runstead.stores.interface import JobStore
 
 _CONNECT_SECONDS = 10.0
@@ -80,11 +78,11 @@ class Exposure:
     """The exposed ports of all jobs."""
 
     def __init__(
-        self, store: JobStore, executor: Executor, capabilities: Capabilities, accounts: Accounts, events: EventBus
+        self, store: JobStore, executor: Executor, rules: PortRules, accounts: Accounts, events: EventBus
     ) -> None:
         self._store = store
         self._executor = executor
-        self._capabilities = capabilities
+        self._rules = rules
         self._accounts = accounts
         self._events = events
         self._changed: list[Callable[[str], None]] = []
@@ -94,33 +92,23 @@ class Exposure:
         self._changed.append(tell)
 
     async def set_ports(self, caller: Caller, namespace: str, job_id: str, ports: Ports) -> Job:
-        """Replace the exposed ports of a job. Raises NotFound, Forbidden, NotRunning when it is over, or as `check`."""
+        """Replace the exposed ports of a job. Raises NotFound, Forbidden, NotRunning once it is over; see PortRules."""
         authorize(caller, Permission.READ, namespace)
         job = await self._store.get(job_id) if is_id(job_id) else None
         if job is None or job.namespace != namespace:
             raise NotFound(f"there is no job {job_id[:100]!r} in {namespace!r}: `hf jobs ps -a` shows those there are")
         authorize(caller, Permission.WRITE, namespace)
-        ports = self.check(ports)
+        ports = self._rules.check(ports)
+        await self._rules.refuse_taken(ports, job_id)
         changed = await self._store.set_ports(job_id, ports)
         if changed is None:
             raise NotFound(f"job {job_id!r} was deleted meanwhile")
         if changed.stage.is_terminal:
             raise NotRunning(f"the job is over ({changed.stage}): its ports cannot be changed any more")
+        self._rules.note(changed)
         for tell in self._changed:
             tell(job_id)
         return changed
-
-    def check(self, ports: Ports) -> Ports:
-        """Return the ports in order, each once. Raises Invalid for what is no port, Unsupported."""
-        exposed = tuple(dict.fromkeys((*ports.exposed, *ports.public)))
-        for port in exposed:
-            if not 1 <= port <= 65535:
-                raise Invalid(f"a port is a number from 1 to 65535, not {port}", "expose.ports")
-        if len(exposed) > MAX_PORTS:
-            raise TooLarge(f"at most {MAX_PORTS} ports, not {len(exposed)}", "expose.ports")
-        if exposed and not self._capabilities.ports:
-            raise Unsupported(f"expose: {self._capabilities.without_ports}")
-        return Ports(exposed, tuple(dict.fromkeys(ports.public)))
 
     async def visit(self, job_id: str, port: int, token_digest: bytes | None) -> Visit:
         """Let somebody in who shows the token with this digest.

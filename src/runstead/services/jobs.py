@@ -14,6 +14,7 @@ from runstead.services import specs
 from runstead.services.accounts import authorize
 from runstead.services.admission import AdmissionRounds
 from runstead.services.hardware import Hardware
+from runstead.services.port_rules import PortRules
 from runstead.services.sandboxes.recognition import SandboxRules, kept_labels
 from runstead.services.secrets import SecretBox
 from runstead.services.volumes import VolumeRules
@@ -44,6 +45,7 @@ class Jobs:
         events: EventBus,
         clock: Clock,
         limits: JobLimits,
+        ports: PortRules,
         volumes: VolumeRules,
         sandboxes: SandboxRules,
     ) -> None:
@@ -54,6 +56,7 @@ class Jobs:
         self._events = events
         self._clock = clock
         self.limits = limits
+        self._ports = ports
         self._volumes = volumes
         self._sandboxes = sandboxes
 
@@ -150,6 +153,7 @@ class Jobs:
         """
         self._check(spec, secrets)
         spec = self._sandboxes.accept(spec, secrets)
+        spec = await self._ports.accept(spec)
         return replace(spec, volumes=await self._volumes.accept(caller, spec.volumes))
 
     def draft(
@@ -196,6 +200,7 @@ class Jobs:
 
     def entered(self, job: Job) -> None:
         """Tell those who start jobs of one that was stored."""
+        self._ports.note(job)
         self._admission.joined(job)
         self._events.publish(QUEUE)
 

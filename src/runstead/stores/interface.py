@@ -88,6 +88,10 @@ class JobStore(ABC):
         """Replace the exposed ports of a job that is not over; return it as it is then, or None if there is none."""
 
     @abstractmethod
+    async def open_with_ports(self) -> list[Job]:
+        """Return all jobs that are not over and expose ports. Its cost grows with the jobs that are not over."""
+
+    @abstractmethod
     async def request_cancel(self, job_id: str, at: datetime, reason: CancelReason = CancelReason.ASKED) -> Job | None:
         """Note that the job shall be cancelled, unless it is terminal or noted already; return it as it is now.
 

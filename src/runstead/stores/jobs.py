@@ -160,6 +160,11 @@ class SqlJobStore(JobStore):
         row = await self._database.write(work)
         return None if row is None else job_from(row)
 
+    async def open_with_ports(self) -> list[Job]:
+        """Return all jobs that are not over and expose ports."""
+        rows = await self._database.read(lambda transaction: transaction.rows(_OPEN_WITH_PORTS))
+        return [job for job in map(job_from, rows) if job.spec.ports]
+
     async def request_cancel(self, job_id: str, at: datetime, reason: CancelReason = CancelReason.ASKED) -> Job | None:
         """Note that the job shall be cancelled."""
         why = None if reason is CancelReason.ASKED else reason.value
@@ -497,6 +502,7 @@ _HISTORY = (
 )
 
 _SET_LABELS = update(jobs).values(labels=bindparam("new_labels")).where(_OF_SEQ).returning(*JOB_COLUMNS)
+_OPEN_WITH_PORTS = select(*JOB_COLUMNS).where(text(f"stage IN {_texts(_OPEN_STAGES)}"), jobs.c.spec.like('%"ports":%'))
 _SET_SPEC = update(jobs).values(spec=bindparam("new_spec")).where(_OF_SEQ).returning(*JOB_COLUMNS)
 _OF_LABEL = (job_labels.c.digest == bindparam("of_digest"), job_labels.c.seq == bindparam("of_seq"))
 _DELETE_LABEL = delete(job_labels).where(*_OF_LABEL, job_labels.c.stage == bindparam("of_stage"))

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from runstead.kit.clock import Clock
+
 LIFETIME_SECONDS = 12 * 3600
 
 _NONCE_BYTES = 12
@@ -69,3 +71,26 @@ class SessionBox:
     def is_form_token(self, session: Session, text: str) -> bool:
         """Say whether a form was made for this session."""
         return hmac.compare_digest(self.form_token(session).encode(), text.encode("utf-8", "replace"))
+
+
+class BrowserSessions:
+    """Finds out who signed in with a browser, for faces that have no pages of their own."""
+
+    def __init__(self, key: bytes, clock: Clock) -> None:
+        self._box = SessionBox(key)
+        self._clock = clock
+
+    def token_digest(self, fields: list[tuple[bytes, bytes]], *, secure: bool) -> bytes | None:
+        """Return the digest of the token that a browser signed in with, if its cookie holds.
+
+        Behind a proxy that takes TLS off, the cookie of https is the one that browsers send by plain http.
+        """
+        cookies: dict[str, str] = {}
+        for name, value in fields:
+            if name.lower() == b"cookie":
+                pairs = (pair.strip().partition("=") for pair in value.decode("latin-1").split(";"))
+                cookies.update({key: text for key, _, text in pairs})
+        secured = cookies.get(f"__Host-{self._box.name}")
+        cookie = secured if secured is not None or secure else cookies.get(self._box.name)
+        session = self._box.open(cookie, self._clock.now()) if cookie else None
+        return session.token_digest if session is not None else None

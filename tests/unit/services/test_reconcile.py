@@ -31,6 +31,7 @@ from runstead.services.hardware import Hardware, derive_flavors
 from runstead.services.jobs import JobLimits, Jobs
 from runstead.services.launching import Launching
 from runstead.services.mount_tokens import MountTokens
+from runstead.services.port_rules import PortRules
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.sandboxes.recognition import SandboxRules
 from runstead.services.secrets import SecretBox
@@ -210,7 +211,8 @@ async def open_house(
     admission = AdmissionRounds(store, hardware, events, clock, "fake@here", owner, LEASE, 0.2, reconcile.take)
     rules = VolumeRules(Buckets(buckets, cast(Content, None), events, clock), buckets, capabilities)
     limits = JobLimits(1800, None)
-    jobs = Jobs(store, hardware, secrets, admission, events, clock, limits, rules, SandboxRules(capabilities))
+    ports, sandboxes = PortRules(capabilities, store), SandboxRules(capabilities)
+    jobs = Jobs(store, hardware, secrets, admission, events, clock, limits, ports, rules, sandboxes)
     duties = [asyncio.create_task(reconcile.run()), asyncio.create_task(admission.run())]
     try:
         yield House(executor, store, logs, events, jobs, provider)
