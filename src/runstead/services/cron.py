@@ -115,7 +115,7 @@ class Cron:
 @lru_cache(maxsize=20_000)
 def parse(expression: str, zone: ZoneInfo) -> Cron:
     """Return the schedule that an expression means. Raises Invalid that says what is wrong."""
-    text = expression.strip(" \t")
+    text = expression.replace("\t", " ").strip(" ")
     if len(text) > _LONGEST or not text.isascii() or not text.isprintable():
         raise Invalid(f"not a schedule: {text[:50]!r}", _FIELD)
     fields = ALIASES.get(text, text).split()
