@@ -3,8 +3,8 @@
     {"op": "pull", "folder": ..., "settings": ..., "reference": ...}
     {"tell": "pulling python:3.12 63 % 41/65 MB"}*, then {"done": ...} or {"error": ..., "again": ...}
 
-It dies with the process that started it, unless its work is done. After its last word it brings what it unpacked to
-the disk.
+It dies with the process that started it. After its last word it leaves behind a process that brings what was unpacked
+to the disk.
 """
 
 import json
@@ -43,9 +43,10 @@ def main() -> None:
         say({"error": error.message, "again": error.again})
         return
     say({"done": {"digest": record.digest}})
-    if syscalls.LINUX:
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
-    store.settle(record.layers)
+    if os.fork() == 0:  # nobody needs to wait for the disk
+        os.setsid()
+        store.settle(record.layers)
+        os._exit(0)
 
 
 def say(word: dict[str, Any]) -> None:

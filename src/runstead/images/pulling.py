@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping
@@ -99,10 +101,12 @@ async def run_program(folder: Path, settings: ImageSettings, order: Mapping[str,
             process.stdin.write(json.dumps(values).encode() + b"\n")
             await process.stdin.drain()
         return await _listen(process, tell)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
     finally:
-        # Once its word is said, the program brings what it unpacked to the disk; nobody needs to wait for that.
-        if process.stdin is not None:
-            process.stdin.close()  # it ends at once, unless it has said its last word
+        await process.wait()
 
 
 async def _listen(process: Process, tell: Tell) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ Synchronous, for a program of its own. Errors are ImageFailure with the registry
 
 import contextlib
 import json
+import os
 import re
 import ssl
 import time
@@ -82,7 +83,7 @@ class Registry:
         self._lax = insecure or _LOOPBACK.fullmatch(host) is not None
         self._schemes = ["https", "http"] if self._lax else ["https"]
         self._timeout = urllib3.Timeout(connect=min(_CONNECT_SECONDS, stall_seconds), read=stall_seconds)
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[int, str], urllib3.PoolManager] = {}
         self._authorization: str | None = None
 
     def manifest(self, wanted: str) -> Manifest:
@@ -213,9 +214,11 @@ class Registry:
         proxy = proxies.get(parts.scheme) or proxies.get("all")
         if proxy is None or request.proxy_bypass(parts.netloc.rpartition("@")[2]):
             proxy = ""
-        if proxy not in self._pools:
-            self._pools[proxy] = self._make_pool(proxy)
-        return self._pools[proxy]
+        # Connections belong to the process that made them: after a fork two would talk on one.
+        key = (os.getpid(), proxy)
+        if key not in self._pools:
+            self._pools[key] = self._make_pool(proxy)
+        return self._pools[key]
 
     def _make_pool(self, proxy: str) -> urllib3.PoolManager:
         context = ssl.create_default_context()
