@@ -313,6 +313,51 @@ async def test_rerun_is_a_new_job_with_the_secrets(connect: Connect) -> None:
         assert again["job"]["status"]["stage"] == "COMPLETED"
 
 
+async def test_a_schedule_is_made_tried_stopped_and_taken_away(connect: Connect) -> None:
+    async with connect() as agent:
+        made = (await agent.jobs("scheduled run", schedule="@daily", command="echo daily", name="every-day"))[
+            "scheduled_job"
+        ]
+        schedule = {"scheduled_job_id": made["id"]}
+        assert made["job_spec"]["labels"]["name"] == "every-day"
+        assert made["next_run"]
+        run = (await agent.jobs("scheduled trigger", **schedule))["job"]
+        assert (await agent.jobs("wait", job_id=run["id"]))["job"]["status"]["stage"] == "COMPLETED"
+        shown = (await agent.jobs("scheduled inspect", **schedule))["scheduled_job"]
+        assert shown["last_job_id"] == run["id"]
+        assert (await agent.jobs("scheduled suspend", **schedule))["action"] == "suspended"
+        assert made["id"] not in [one["id"] for one in (await agent.jobs("scheduled ps"))["scheduled_jobs"]]
+        everything = (await agent.jobs("scheduled ps", all=True))["scheduled_jobs"]
+        assert [one["suspended"] for one in everything if one["id"] == made["id"]] == [True]
+        assert (await agent.jobs("scheduled resume", **schedule))["action"] == "resumed"
+        assert (await agent.jobs("scheduled delete", **schedule))["action"] == "deleted"
+        gone, steps = await agent.refused("scheduled inspect", **schedule)
+        assert gone["status"] == 404 and "scheduled ps" in steps[0]
+
+
+async def test_a_scheduled_script_travels_as_others_do(connect: Connect) -> None:
+    async with connect() as agent:
+        made = await agent.jobs("scheduled uv", schedule="0 6 * * 1-5", script="print('morning')\n", suspend=True)
+        assert made["script"]["transport"] == "bucket"
+        schedule = {"scheduled_job_id": made["scheduled_job"]["id"]}
+        assert made["scheduled_job"]["suspended"]
+        run = (await agent.jobs("scheduled trigger", **schedule))["job"]
+        assert lines(await agent.jobs("wait", job_id=run["id"]))[-1] == "morning"
+        await agent.jobs("scheduled delete", **schedule)
+
+
+async def test_a_run_that_is_not_over_keeps_a_second_one_away(agent_at: Connect) -> None:
+    async with agent_at() as agent:
+        made = (await agent.jobs("scheduled run", schedule="@yearly", command="sleep 60"))["scheduled_job"]
+        run = (await agent.jobs("scheduled trigger", scheduled_job_id=made["id"]))["job"]
+        refused, steps = await agent.refused("scheduled trigger", scheduled_job_id=made["id"])
+        assert refused["status"] == 409 and "scheduled ps" in steps[0]
+        await agent.jobs("cancel", job_id=run["id"])
+        wrong, _ = await agent.refused("scheduled run", schedule="whenever", command="true")
+        assert wrong["status"] == 400 and "whenever" in wrong["message"]
+        await agent.jobs("scheduled delete", scheduled_job_id=made["id"])
+
+
 @pytest.mark.parametrize(
     ("operation", "args", "said", "next_step"),
     [

@@ -30,7 +30,7 @@ def job_text(job: JobOutput) -> str:
         f"created {job.created_at}, started {job.started_at or '-'}, finished {job.finished_at or '-'}",
         *_spec_rows(job),
     ]
-    if job.cost_usd is not None:
+    if job.cost_usd:
         rows.append(f"cost: {job.cost_usd:.4f} USD")
     if job.status.expose_urls:
         rows.append(f"reachable at: {', '.join(job.status.expose_urls)}")
@@ -75,7 +75,7 @@ def scheduled_text(scheduled: ScheduledJobOutput) -> str:
         f"owner: {scheduled.owner.name}",
         *_spec_rows(scheduled.job_spec),
     ]
-    if scheduled.cost_usd is not None:
+    if scheduled.cost_usd:
         rows.append(f"cost: {scheduled.cost_usd:.4f} USD")
     return "\n".join(rows)
 

@@ -137,8 +137,7 @@ def flavor_output(flavor: Json) -> FlavorOutput:
 
 def cost_of(thing: Json) -> float | None:
     """Return what a job or schedule has cost, where the server says it."""
-    micro = part(thing, "cost").get("totalMicroUSD")
-    return micro / 1_000_000 if isinstance(micro, int | float) else None
+    return part(thing, "cost").get("USD")
 
 
 def _owner(thing: Json) -> Owner:
