@@ -403,7 +403,7 @@ class TestSetPorts:
         assert await store.set_ports(job.id, Ports()) == job
 
     async def test_those_that_have_some_are_found_until_they_are_over(self, store: SqlJobStore) -> None:
-        await store.add(new_job(environment={"ports": '"ports":'}))
+        await store.add(new_job(spec=JobSpec(("echo", '"ports":'), "cpu-basic", docker_image="a/b")))
         over, job = await admitted(store), await store.add(new_job())
         await store.set_ports(over.id, Ports((1,)))
         opened = await store.set_ports(job.id, Ports((8000,)))
