@@ -22,7 +22,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import registry as registries  # pyright: ignore[reportMissingImports]
+import registry as registries  # pyright: ignore[reportMissingImports]  # noqa: I001
 
 from runstead.images.library import ImageLibrary
 from runstead.kit.settings import ImageSettings
@@ -36,10 +36,15 @@ def small_files() -> bytes:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
+def print_nothing(line: str) -> None:
+    """What is told about a pull is not measured."""
+    del line
+
+
 async def own(folder: Path, reference: str, at_once: int = 1) -> None:
     library = ImageLibrary(folder, ImageSettings())
     await library.open()
-    await asyncio.gather(*(library.get(reference, lambda line: None) for _ in range(at_once)))
+    await asyncio.gather(*(library.get(reference, print_nothing) for _ in range(at_once)))
     await library.close()
 
 
