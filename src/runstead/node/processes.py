@@ -147,7 +147,7 @@ def is_childless() -> bool:
     return False
 
 
-def end_all_below(child: int, seconds: float = 10.0) -> int:
+def end_all_below(child: int, seconds: float = 15.0) -> int:
     """Kill everything below this process, which is a subreaper, until nothing is left; return the status of `child`.
 
     All are stopped before any is killed: what multiplies faster than it can be killed runs into its limit, and finds
@@ -160,17 +160,46 @@ def end_all_below(child: int, seconds: float = 10.0) -> int:
     while True:
         ended = reap(child)
         status = ended if status is None else status
-        below = set(descendants(os.getpid()))
-        if (not below and (status is not None or is_childless())) or time.monotonic() > until:
+        if is_childless() or time.monotonic() > until:
             return int(signal.SIGKILL) if status is None else status
-        seen: set[int] = set()
-        while new := below - seen:
-            _kill_all(os.kill, new, signal.SIGSTOP)
-            seen |= new
-            below = set(descendants(os.getpid()))
-        _kill_all(os.kill, seen, signal.SIGKILL)
+        stopped: set[int] = set()
+        while _stop_below(stopped):
+            continue
+        _kill_all(os.kill, stopped, signal.SIGKILL)
         select.select([], [], [], pause)
         pause = min(pause * 2, 0.02)
+
+
+def _stop_below(stopped: set[int]) -> bool:
+    """Stop what is below this process, parents before children, and add it to `stopped`; say whether it was more."""
+    before = len(stopped)
+    waiting = _children(os.getpid())
+    if waiting is None:  # a kernel that does not tell
+        new = set(descendants(os.getpid())) - stopped
+        _kill_all(os.kill, new, signal.SIGSTOP)
+        stopped |= new
+        return len(stopped) > before
+    while waiting:
+        pid = waiting.pop()
+        if pid not in stopped:
+            _kill_all(os.kill, {pid}, signal.SIGSTOP)
+            stopped.add(pid)
+        waiting.extend(_children(pid) or [])
+    return len(stopped) > before
+
+
+def _children(pid: int) -> list[int] | None:
+    """Return the children of a process; None where the kernel does not tell."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found.extend(int(word) for word in file.read().split())
+    except FileNotFoundError:
+        return None if pid == os.getpid() else found
+    except ProcessLookupError:
+        return found
+    return found
 
 
 def _kill_all(kill: "Callable[[int, int], None]", targets: set[int], number: int) -> None:

@@ -49,7 +49,7 @@ class AttendedExecution(Execution):
             ended = Ended(None, _KILLED)
         else:
             ended = ended_from(message["ended"])
-            self._again = bool(message["again"])
+            self._again = bool(message["again"]) and not self._closed
         self._ended_at = asyncio.get_running_loop().time()
         return ended
 
@@ -140,23 +140,19 @@ class AttendedExecution(Execution):
             return
         self._closed = True
         try:
-            if self._end.done():
-                if self._again:
-                    self._give_back(self._lane)
-                else:
-                    self._lane.close()
+            if self._again:
+                self._give_back(self._lane)
+            elif self._end.done():
+                self._lane.close()
             else:
+                self._lane.cut()
+                await asyncio.wait([self._end], timeout=_KILL_SECONDS)
                 self._end.cancel()
-                await asyncio.gather(self._end, return_exceptions=True)
-                await self._lane.end(_KILL_SECONDS)
+                self._lane.close()
         finally:
-            self._lane_closed_if_cut()
+            self._outputs, self._input = [], None
             for fd in list(self._fds):
                 self._let_go(fd)
-
-    def _lane_closed_if_cut(self) -> None:
-        if not self._again:
-            self._lane.close()
 
     def _let_go(self, fd: int) -> None:
         self._fds.discard(fd)

@@ -118,17 +118,10 @@ class Lane:
             return False
         return False
 
-    async def end(self, seconds: float) -> None:
-        """Say that there will be no more requests and wait until the other end is gone; then close."""
-        try:
+    def cut(self) -> None:
+        """Say that there will be no more requests: the other end leaves off what it does, and goes."""
+        with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(seconds):
-                while True:
-                    await self.receive()
-        except (OSError, TimeoutError, LaneCut):
-            pass
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Let go of it. Idempotent."""

@@ -61,7 +61,7 @@ def start(order: "dict[str, Any]", ground: "Ground", *, background: bool) -> Pro
     who = identity.find(order.get("user"), ground)
     environment = {**ground.environment, **who.environment, **order.get("environment", {})}
     size = order.get("terminal")
-    folder = os.path.join(ground.folder, str(order.get("folder") or ""))
+    folder = os.path.join(ground.folder, order["folder"]) if order.get("folder") else ground.folder
     ends = _Ends()
     try:
         if background:
@@ -182,8 +182,8 @@ def _start(argv: list[str], environment: dict[str, str], folder: str, ends: _End
 
 
 def _why(argv: list[str], environment: dict[str, str], folder: str, error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename == folder and not os.path.isdir(folder):
-        return f"there is no such folder to work in: {folder}"
+    if isinstance(error, OSError) and error.filename == folder:
+        return f"the command cannot begin in its folder: {os.strerror(error.errno or 0).lower()}: {folder}"
     if isinstance(error, ValueError):
         return f"the command cannot be executed: {error}"
     return str(command.explain(argv, environment, folder, error)["message"])
