@@ -355,7 +355,8 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         stack.push_async_callback(server.provider.close)
         owner, token = await server.accounts.ensure_owner()
         app = create_api(server.context)
-        stack.push_async_callback(with_mcp(app, server.mcp).close)
+        mcp = with_mcp(app, server.mcp)
+        stack.push_async_callback(mcp.close)
         http = uvicorn.Server(
             uvicorn.Config(
                 with_pages(app, server.web),
@@ -386,6 +387,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
             server.following.close()
             server.sandboxes.close()
             server.metrics.close()
+            await mcp.close()
             http.should_exit = True
             await serving
         finally:

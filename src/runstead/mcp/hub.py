@@ -73,6 +73,8 @@ class Hub(ABC):
     """The URL that people use, without a slash at the end."""
     token: str
     """The caller's own, for jobs that ask for it. Never shown."""
+    limits_pages = False
+    """Whether lists may be asked for by length. The Hub decides that itself, and no client of it asks."""
     quiet_seconds: float
     """After how long a silence a log that is not over has been read up to the present."""
 

@@ -95,8 +95,9 @@ async def ps(call: Call, args: Ps) -> Done:
     namespace = await call.namespace(args.namespace)
     stages = [args.status.upper()] if args.status else [] if args.all else list(_ACTIVE)
     query = [("stage", stage) for stage in stages] + [("label", f"{k}={v}") for k, v in args.labels.items()]
-    # The Hub knows no limit and gives more; our server spares the work.
-    found, following = await call.hub.page(job_path(namespace), [*query, ("limit", str(min(args.limit, _PAGE)))])
+    if call.hub.limits_pages:
+        query.append(("limit", str(min(args.limit, _PAGE))))
+    found, following = await call.hub.page(job_path(namespace), query)
     while following and len(found) < args.limit:
         more, following = await call.hub.page(following)
         found += more

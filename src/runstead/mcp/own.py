@@ -32,6 +32,7 @@ class OwnParts:
 class OwnHub(Hub):
     """The server as one caller sees it, for the time of one request to `/mcp`."""
 
+    limits_pages = True
     quiet_seconds = 0.15
 
     def __init__(self, parts: OwnParts, caller: Caller, token: str, scope: Scope, endpoint: str) -> None:
