@@ -71,6 +71,7 @@ from runstead.services.mount_tokens import MountTokens
 from runstead.services.outputs import Outputs
 from runstead.services.port_addresses import PortAddresses
 from runstead.services.port_rules import PortRules
+from runstead.services.preparing import Preparing
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.recovery import Recovery
 from runstead.services.sandboxes.activity import Activity
@@ -452,6 +453,7 @@ class _Server:
         mount_tokens = MountTokens(key, self._store, clock)
         requests = MountRequests(self._store, bucket_store, mount_tokens, clock, _node_endpoint(settings, port))
         self.provider = build_volumes(settings, requests, private_ids=capabilities.private_ids)
+        volumes = Volumes(self.provider, requests, bucket_store, settings.jobs.flush_seconds)
         self._reconcile = Reconcile(
             self._store,
             executor,
@@ -463,7 +465,18 @@ class _Server:
             owner,
             settings.jobs.poll_seconds,
             settings.jobs.cancel_grace_seconds,
-            Volumes(self.provider, requests, bucket_store, settings.jobs.flush_seconds),
+            volumes,
+            Preparing(
+                self._store,
+                executor,
+                log_store,
+                launching,
+                volumes,
+                events,
+                clock,
+                owner,
+                images=capabilities.images,
+            ),
         )
         self._admission = AdmissionRounds(
             self._store,

@@ -17,12 +17,13 @@ from runstead.events.interface import JOBS, LOGS, QUEUE, WORK, EventBus
 from runstead.executors.interface import Executor
 from runstead.kit.clock import Clock
 from runstead.logs.interface import LogStore
-from runstead.model.errors import Invalid, NotFound, RunsteadError, Unavailable, Unsupported
+from runstead.model.errors import RunsteadError
 from runstead.model.jobs import FailureClass, Job, Phase, Transition
 from runstead.model.launches import Handle, Observation
-from runstead.model.volumes import Flushed, Mount
+from runstead.model.volumes import Flushed
 from runstead.services import decide as steps
 from runstead.services.launching import Launching
+from runstead.services.preparing import CanceledMeanwhile, Preparing, StartProblem, start_problem
 from runstead.services.volumes import Volumes
 from runstead.stores.interface import JobStore
 
@@ -35,11 +36,6 @@ _STEPS_AT_ONCE = 32
 _START_TRIES = 5
 _SHORT_REST_SECONDS = 0.5
 _SHORT_GRACE_SECONDS = 1.0
-_CANCEL_LOOK_SECONDS = 0.2
-
-
-class _CanceledMeanwhile(Exception):
-    """The job is to be cancelled; there is no need to go on."""
 
 
 class Reconcile:
@@ -58,6 +54,7 @@ class Reconcile:
         poll_seconds: float,
         cancel_grace_seconds: float,
         volumes: Volumes,
+        preparing: Preparing,
     ) -> None:
         self._store = store
         self._executor = executor
@@ -70,6 +67,7 @@ class Reconcile:
         self._poll_seconds = poll_seconds
         self._grace = cancel_grace_seconds
         self._volumes = volumes
+        self._preparing = preparing
         self._active: dict[str, Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken: set[str] = set()
@@ -238,29 +236,22 @@ class Reconcile:
                     job = await self._apply(job, step.then)
 
     async def _start(self, job: Job) -> Job | None:
-        preparing = True
         try:
-            mounts = await self._prepare_volumes(job)
-            preparing = False
-            launch = replace(await self._launching.prepare(job), mounts=mounts)
-            handle = await self._executor.start(launch)
-        except _CanceledMeanwhile:
+            launch = await self._preparing.prepare(job, lambda: self._take_wake(job.id), self._out_of_turn)
+            try:
+                handle = await self._executor.start(launch)
+            except RunsteadError as error:
+                raise start_problem(error, FailureClass.USER, FailureClass.INFRA) from error
+        except CanceledMeanwhile:
             return await self._store.get(job.id)
-        except Unavailable as error:
+        except StartProblem as problem:
             failures = self._start_failures[job.id] = self._start_failures.get(job.id, 0) + 1
-            if failures < _START_TRIES:
-                log.warning("an attempt could not be started yet", job=job.id, reason=error.message)
+            if problem.soon and failures < _START_TRIES:
+                log.warning("an attempt could not be started yet", job=job.id, reason=problem.error.message)
                 await self._clock.sleep(_SHORT_REST_SECONDS * failures)
                 self._woken.add(job.id)
                 return None
-            failure = FailureClass.VOLUME if preparing else FailureClass.INFRA
-            return await self._failed_start(job, failure, error, again=True)
-        except (Invalid, Unsupported, NotFound) as error:
-            failure = FailureClass.VOLUME if preparing else FailureClass.USER
-            return await self._failed_start(job, failure, error, again=False)
-        except RunsteadError as error:
-            failure = FailureClass.VOLUME if preparing else FailureClass.INFRA
-            return await self._failed_start(job, failure, error, again=True)
+            return await self._failed_start(job, problem.failure, problem.error, again=problem.again)
         self._start_failures.pop(job.id, None)
         stored = {"executor": handle.executor, "version": handle.version, "data": dict(handle.data)}
         seen = (await self._executor.poll([handle]))[0]
@@ -269,24 +260,11 @@ class Reconcile:
         moved = steps.running(job, began or self._clock.now(), self._launching.note(job), self._clock.now())
         return await self._apply(job, replace(moved, handle=stored))
 
-    async def _prepare_volumes(self, job: Job) -> tuple[Mount, ...]:
-        """Prepare the volumes, which may take long, for as long as nobody cancels the job."""
-        if not job.spec.volumes:
-            return ()
-        preparing = asyncio.ensure_future(self._volumes.prepare(job))
-        async with self._out_of_turn():
-            try:
-                while not (await asyncio.wait([preparing], timeout=_CANCEL_LOOK_SECONDS))[0]:
-                    if job.id in self._woken:
-                        self._woken.discard(job.id)
-                        now = await self._store.get(job.id)
-                        if now is None or now.cancel_requested_at is not None:
-                            raise _CanceledMeanwhile
-                return preparing.result()
-            finally:
-                if not preparing.done():
-                    preparing.cancel()
-                    await asyncio.wait([preparing])
+    def _take_wake(self, job_id: str) -> bool:
+        """Whether a job was woken since this was last asked; what takes long looks at it by itself."""
+        woken = job_id in self._woken
+        self._woken.discard(job_id)
+        return woken
 
     async def _save(self, job: Job) -> Flushed | steps.NotSaved:
         """Bring what the attempt wrote into its buckets."""

@@ -15,6 +15,7 @@ from runstead.model.accounts import (
     User,
 )
 from runstead.model.buckets import Batch, Bucket, BucketFile, Folder, KeptFile, NewFile, Output, Writer
+from runstead.model.costs import Budget, UsageQuery, UsageSum
 from runstead.model.jobs import (
     CancelReason,
     HistoryEntry,
@@ -159,6 +160,13 @@ class JobStore(ABC):
         """
 
     @abstractmethod
+    async def note(self, job_id: str, attempt: int, message: str, owner: str) -> bool:
+        """Set the message of a job in phase STARTING, without a history row: progress, not a change.
+
+        False if the guard does not hold (phase, attempt, lease).
+        """
+
+    @abstractmethod
     async def queue(self) -> list[tuple[int, str]]:
         """Return (seq, job_id) of all waiting jobs, in order. Used once at start and to repair the queue view."""
 
@@ -248,6 +256,22 @@ class ScheduleStore(ABC):
     @abstractmethod
     async def cost_so_far(self, schedule_ids: Collection[str], now: datetime) -> Mapping[str, int]:
         """Return what the attempts that run now have cost until now, in millionths, by schedule; only where any is."""
+
+
+class UsageStore(ABC):
+    """What attempts used and cost, and what namespaces may spend. It outlasts the jobs."""
+
+    @abstractmethod
+    async def usage(self, wanted: UsageQuery, now: datetime) -> list[UsageSum]:
+        """Return the sums that were asked for, in no order. Each attempt is in them once, also one that ends now."""
+
+    @abstractmethod
+    async def budgets(self, month: int) -> list[Budget]:
+        """Return all budgets by namespace, with what is spent in that month."""
+
+    @abstractmethod
+    async def set_budget(self, namespace: str, limit_micro_usd: int | None, at: datetime) -> bool:
+        """Set how much a namespace may spend in a month; None takes the budget away. False if there was none."""
 
 
 class AccountStore(ABC):

@@ -288,6 +288,12 @@ class SqlJobStore(JobStore):
 
         return await self._database.write(work)
 
+    async def note(self, job_id: str, attempt: int, message: str, owner: str) -> bool:
+        """Set the message of a job that starts."""
+        reject_unstorable({"message": message})
+        parameters = {"of_id": job_id, "of_attempt": attempt, "of_owner": owner, "new_message": message}
+        return await self._database.write(lambda transaction: transaction.row(_NOTE, parameters)) is not None
+
     async def queue(self) -> list[tuple[int, str]]:
         """Return the waiting jobs in order."""
         rows = await self._database.read(lambda transaction: transaction.rows(_QUEUE))
@@ -522,6 +528,18 @@ _REQUEST_CANCEL = (
         text(f"stage IN {_texts(_OPEN_STAGES)}"),
     )
     .returning(*JOB_COLUMNS)
+)
+
+_NOTE = (
+    update(jobs)
+    .values(message=bindparam("new_message"))
+    .where(
+        jobs.c.id == bindparam("of_id"),
+        jobs.c.attempt == bindparam("of_attempt"),
+        text(f"phase = '{Phase.STARTING}'"),
+        jobs.c.lease_owner == bindparam("of_owner"),
+    )
+    .returning(jobs.c.seq)
 )
 
 _READY = (

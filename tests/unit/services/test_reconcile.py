@@ -19,7 +19,7 @@ from runstead.logs.files import FileLogStore
 from runstead.logs.interface import START
 from runstead.model.accounts import Caller, Namespace, NamespaceKind, Token, TokenRole, User
 from runstead.model.buckets import Bucket
-from runstead.model.errors import BackendFailure, Invalid, NotFound, RunsteadError, Unavailable
+from runstead.model.errors import BackendFailure, ImageFailure, Invalid, NotFound, RunsteadError, Unavailable
 from runstead.model.hardware import Machine
 from runstead.model.jobs import FailureClass, Job, JobSpec, Phase, Stage
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation, Usage
@@ -32,6 +32,7 @@ from runstead.services.jobs import JobLimits, Jobs
 from runstead.services.launching import Launching
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.port_rules import PortRules
+from runstead.services.preparing import Preparing
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.sandboxes.recognition import SandboxRules
 from runstead.services.secrets import SecretBox
@@ -58,16 +59,31 @@ class FakeExecutor(Executor):
     stopped: list[str] = field(default_factory=list)
     removed: list[tuple[str, int]] = field(default_factory=list)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    lines: asyncio.Queue[str | ImageFailure | None] | None = None  # what preparing tells, until None
+    prepared: list[str] = field(default_factory=list)
 
     async def open(self) -> Capabilities:
         return Capabilities(
-            "fake", "fake@here", False, True, False, None, MACHINE, ("{image} is not used",), volumes=True
+            "fake",
+            "fake@here",
+            self.lines is not None,
+            True,
+            False,
+            None,
+            MACHINE,
+            ("{image} is not used",),
+            volumes=True,
         )
 
     async def close(self) -> None: ...
 
     async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
-        pass
+        assert self.lines is not None
+        while (line := await self.lines.get()) is not None:
+            if isinstance(line, ImageFailure):
+                raise line
+            tell(line)
+        self.prepared.append(launch.image)
 
     async def inside(self, handle: Handle) -> Inside:
         raise NotImplementedError
@@ -172,6 +188,17 @@ class House:
     async def messages(self, job_id: str) -> list[str | None]:
         return [entry.message for entry in await self.store.history(job_id)]
 
+    async def job(self, job_id: str) -> Job:
+        found = await self.store.get(job_id)
+        assert found is not None
+        return found
+
+    async def until_message(self, job_id: str, wanted: str) -> None:
+        with self.events.subscribe(JOBS, job_id) as changed:
+            async with asyncio.timeout(10):
+                while (await self.job(job_id)).message != wanted:
+                    await changed.wait(1)
+
     async def until(self, job_id: str, wanted: Phase | Stage, attempt: int = 1) -> Job:
         with self.events.subscribe(JOBS, job_id) as changed:
             async with asyncio.timeout(10):
@@ -207,7 +234,10 @@ async def open_house(
     owner_of = Namespace(USER.id, USER.name, NamespaceKind.USER)
     if await buckets.find("alice", "outputs") is None:
         await buckets.add(Bucket(0, "c" * 24, owner_of, "outputs", False, NOW, NOW))
-    reconcile = Reconcile(store, executor, "fake@here", logs, launching, events, clock, owner, 0.2, 1.0, volumes)
+    preparing = Preparing(store, executor, logs, launching, volumes, events, clock, owner, images=capabilities.images)
+    reconcile = Reconcile(
+        store, executor, "fake@here", logs, launching, events, clock, owner, 0.2, 1.0, volumes, preparing
+    )
     admission = AdmissionRounds(store, hardware, events, clock, "fake@here", owner, LEASE, 0.2, reconcile.take)
     rules = VolumeRules(Buckets(buckets, cast(Content, None), events, clock), buckets, capabilities)
     limits = JobLimits(1800, None)
@@ -486,3 +516,96 @@ async def test_a_new_process_goes_on_with_saving(tmp_path: Path) -> None:
         done = await house.until(job.id, Phase.DONE)
         assert done.stage is Stage.COMPLETED
         assert volumes.held == set()
+
+
+def telling(*lines: str | ImageFailure | None) -> FakeExecutor:
+    executor = FakeExecutor(lines=asyncio.Queue())
+    assert executor.lines is not None
+    for line in lines:
+        executor.lines.put_nowait(line)
+    return executor
+
+
+async def log_of(house: House, job: Job) -> list[str]:
+    block = await house.logs.read(job.id, START, 100_000)
+    return [line.split(b" ", 1)[1].decode() for line in block.lines.splitlines()]
+
+
+async def test_an_image_is_brought_before_the_start_and_its_progress_is_told(tmp_path: Path) -> None:
+    executor = telling("pulling python:3.12 1 % 1/65 MB")
+    async with open_house(tmp_path, executor) as house:
+        job = await house.jobs.submit(ALICE, "alice", SPEC, {})
+        await house.until_message(job.id, "pulling python:3.12 1 % 1/65 MB")
+        assert house.jobs.message(await house.job(job.id)) == "pulling python:3.12 1 % 1/65 MB"
+        assert executor.lines is not None
+        executor.lines.put_nowait("pulling python:3.12 63 % 41/65 MB")
+        await house.until_message(job.id, "pulling python:3.12 63 % 41/65 MB")
+        executor.lines.put_nowait("pulled python:3.12")
+        executor.lines.put_nowait(None)
+        running = await house.until(job.id, Stage.RUNNING)
+        assert running.message != "pulled python:3.12"
+        assert executor.prepared == ["python:3.12"]
+        # Each change of the job is one entry of its history; progress is none.
+        assert [entry.phase for entry in await house.store.history(job.id)] == [
+            Phase.WAITING,
+            Phase.STARTING,
+            Phase.RUNNING,
+        ]
+        log = await log_of(house, job)
+        assert log[0] == "runstead: pulling python:3.12 1 % 1/65 MB"
+        assert log[-1] == "runstead: pulled python:3.12"
+        (launch,) = executor.launches
+        assert launch.log_not_before >= datetime.now(UTC) - timedelta(seconds=5)
+
+
+async def test_an_image_that_cannot_be_had_ends_the_job_with_its_reason(tmp_path: Path) -> None:
+    executor = telling(ImageFailure("manifest unknown: python:3.99"))
+    async with open_house(tmp_path, executor) as house:
+        job = await house.jobs.submit(ALICE, "alice", replace(SPEC, attempts=3), {})
+        done = await house.until(job.id, Phase.DONE)
+        assert (done.stage, done.failure_class, done.attempt) == (Stage.ERROR, FailureClass.IMAGE, 1)
+        assert "manifest unknown: python:3.99" in str(done.message)
+        assert executor.launches == []
+        assert "manifest unknown: python:3.99" in (await log_of(house, job))[-1]
+
+
+async def test_an_image_that_may_be_had_later_is_tried_again_as_attempts_allow(tmp_path: Path) -> None:
+    executor = telling(ImageFailure("the registry is away", again=True), None)
+    async with open_house(tmp_path, executor) as house:
+        job = await house.jobs.submit(ALICE, "alice", replace(SPEC, attempts=2), {})
+        running = await house.until(job.id, Stage.RUNNING, attempt=2)
+        assert running.failure_count == 1
+
+
+async def test_a_job_can_be_canceled_while_its_image_is_pulled(tmp_path: Path) -> None:
+    executor = telling("pulling python:3.12 1 % 1/65 MB")
+    async with open_house(tmp_path, executor) as house:
+        job = await house.jobs.submit(ALICE, "alice", SPEC, {})
+        await house.until_message(job.id, "pulling python:3.12 1 % 1/65 MB")
+        await house.jobs.cancel(ALICE, "alice", job.id)
+        done = await house.until(job.id, Phase.DONE)
+        assert (done.stage, executor.launches) == (Stage.CANCELED, [])
+
+
+async def test_an_image_and_volumes_are_brought_together(tmp_path: Path) -> None:
+    executor, volumes = telling(), FakeVolumes()
+    async with open_house(tmp_path, executor, provider=volumes) as house:
+        job = await house.with_volume()
+        async with asyncio.timeout(5):
+            while not volumes.done:  # while the image is not there
+                await asyncio.sleep(0.01)
+        assert executor.lines is not None
+        executor.lines.put_nowait(None)
+        await house.until(job.id, Stage.RUNNING)
+        (launch,) = executor.launches
+        assert launch.mounts == (Mount(Path("/node/0"), "/out", False),)
+
+
+async def test_other_jobs_go_on_while_images_are_pulled(tmp_path: Path) -> None:
+    executor = telling()
+    async with open_house(tmp_path, executor) as house:
+        slow = [await house.jobs.submit(ALICE, "alice", SPEC, {}) for _ in range(2)]
+        waiting = await house.jobs.submit(ALICE, "alice", SPEC, {})
+        await house.jobs.cancel(ALICE, "alice", waiting.id)
+        assert (await house.until(waiting.id, Phase.DONE)).stage is Stage.CANCELED
+        assert (await house.job(slow[0].id)).phase in (Phase.STARTING, Phase.WAITING)
