@@ -19,12 +19,14 @@ from runstead.executors.resolving import network_files
 from runstead.images.image import Image
 from runstead.model.errors import Unavailable
 from runstead.model.launches import Launch
-from runstead.node import disks, syscalls
+from runstead.node import disks, seccomp, syscalls
 from runstead.node.request import Container
 
 _OLDEST_KERNEL = (5, 12)  # mount_setattr
 _PROBE_COMMAND = "/runstead-probe"
 _NOT_FOUND = 127
+_SECCOMP = Path("/proc/sys/kernel/seccomp")
+_NO_FILTER = "no filter of system calls: this kernel has none, or we have none for its processors"
 _PROBE_DISK_BYTES = 16 << 20
 
 
@@ -77,6 +79,7 @@ class OciExecutor(NativeExecutor):
         self._images = images
         self._private_ids = True
         self._disks = True
+        self._filtered = seccomp.PROGRAM is not None and _SECCOMP.exists()
         self._making_disk = asyncio.Lock()
 
     async def open(self) -> Capabilities:
@@ -128,10 +131,12 @@ class OciExecutor(NativeExecutor):
             shared_memory_bytes=self._shared_memory_bytes,
             disk=disk,
             private_ids=private_ids,
+            filtered=self._filtered,
         )
 
     def _describe(self, found: Capabilities) -> Capabilities:
-        return replace(found, images=True, private_ids=self._private_ids)
+        missing = () if self._filtered else (_NO_FILTER,)
+        return replace(found, images=True, private_ids=self._private_ids, missing=(*found.missing, *missing))
 
     def _forget(self, name: str) -> None:
         self._images.release(name)

@@ -171,6 +171,11 @@ class Group:
     def __init__(self, places: list[list[str]], name: str) -> None:
         self._paths = [(kind, os.path.join(place, name)) for kind, place in places]
 
+    @property
+    def paths(self) -> list[list[str]]:
+        """Kind and directory of each."""
+        return [[kind, path] for kind, path in self._paths]
+
     def create(self, *, cpu_millicores: int, memory_bytes: int, pids_limit: int) -> None:
         """Make them with these limits (0: none)."""
         for kind, path in self._paths:

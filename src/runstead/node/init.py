@@ -15,7 +15,7 @@ import select
 import signal
 import socket
 
-from runstead.node import command, framing, namespaces, places, syscalls, users, venv
+from runstead.node import command, framing, namespaces, places, seccomp, syscalls, users, venv
 from runstead.node.inside.agent import Agent
 from runstead.node.inside.ground import Ground
 from runstead.node.request import NO_NETWORK, Request
@@ -41,6 +41,7 @@ class Order:
         shared: str,
         empty: str,
         owner: int | None,
+        groups: list[list[str]],
         handed: list[str],
     ) -> None:
         self.request = Request.from_message(request)
@@ -50,6 +51,7 @@ class Order:
         self.shared = shared  # what the jobs of one owner share
         self.empty = empty
         self.owner = owner  # the machine's id of the job's root user; None: our own
+        self.groups = groups  # the control groups that this process is in: kind and directory
         # The open files that come with it: "output" and "inside", where the server asks for things to be done here,
         # always; "users" a user namespace to enter, "network" likewise.
         self.handed = handed
@@ -112,8 +114,10 @@ def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None
         syscalls.unshare(syscalls.CLONE_NEWNET)
         namespaces.raise_loopback()
     if request.container is not None:
-        users = handed.get("users")
-        image.build(request, request.container, order.folder, order.mount_point, order.shared, owner, users)
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+        mapping = handed.get("users")
+        base = image.Foundation(order.folder, order.mount_point, order.shared, order.groups, owner, mapping)
+        image.build(request, request.container, base)
     elif request.view is not None:
         machine.build(request, request.view, order.folder, order.mount_point, order.shared, order.empty, owner)
     namespaces.name_host(request.job_id)
@@ -146,6 +150,8 @@ def _prepare(order: Order, output: int) -> users.User | None:
         venv.make(own, view.python, view.python_version, view.pip_paths)
         os.chdir(places.WORK)
     _wake_on_signals()
+    if request.container is not None and request.container.filtered:
+        seccomp.load()
     return user if user is not None and (user.uid or user.gid or user.groups) else None
 
 

@@ -65,6 +65,7 @@ class Container:
         "disk",
         "environment",
         "files",
+        "filtered",
         "layers",
         "passed",
         "private_ids",
@@ -87,6 +88,7 @@ class Container:
         shared_memory_bytes: int,
         disk: str | None,
         private_ids: bool,
+        filtered: bool,
     ) -> None:
         self.layers = layers  # unpacked, lowest first
         self.environment = environment  # the image's; weaker than what the launch says
@@ -99,6 +101,7 @@ class Container:
         self.shared_memory_bytes = shared_memory_bytes  # of /dev/shm
         self.disk = disk  # a file system of the right size to copy; None: as much as there is
         self.private_ids = private_ids  # whether ids are shifted into the range of the namespace
+        self.filtered = filtered  # whether system calls are
 
 
 class Request:

@@ -159,6 +159,7 @@ class Supervisor:
             "shared": shared,
             "empty": os.path.join(node, "empty"),
             "owner": user,
+            "groups": self._group.paths,
             "handed": list(fds),
         }
         self._seed.order(order, list(fds.values()))

@@ -32,6 +32,7 @@ MNT_DETACH = 0x2
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
@@ -173,10 +174,10 @@ def pivot_root_here() -> None:
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}.get(os.uname().machine, 41)
 
 
-def prctl(option: int, value: int = 0) -> int:
-    """prctl(2) with one argument."""
+def prctl(option: int, value: int = 0, more: int = 0) -> int:
+    """prctl(2) with one argument or two."""
     zero = ctypes.c_ulong(0)
-    return _check(_call().prctl(option, ctypes.c_ulong(value), zero, zero, zero), "prctl")
+    return _check(_call().prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(more), zero, zero), "prctl")
 
 
 def keep_capabilities(numbers: frozenset[int]) -> None:

@@ -2,12 +2,14 @@
 
 import socket
 
+import pytest
+
 from runstead.node import framing
-from runstead.node.request import Request, View
+from runstead.node.request import Container, Request, View
 
 
-def _request() -> Request:
-    view = View(
+def _view() -> View:
+    return View(
         trees=["/usr"],
         links=[["/bin", "usr/bin"]],
         hidden=[],
@@ -20,6 +22,26 @@ def _request() -> Request:
         path="/usr/bin",
         environment={},
     )
+
+
+def _container() -> Container:
+    return Container(
+        layers=["/images/layers/a"],
+        environment={"A": "ü"},
+        passed={},
+        working_dir="/srv",
+        user="1000:1000",
+        files=[["/etc/hosts", "x"]],
+        binds=[],
+        devices=[],
+        shared_memory_bytes=1,
+        disk=None,
+        private_ids=True,
+        filtered=True,
+    )
+
+
+def _request(view: View | None, container: Container | None) -> Request:
     return Request(
         job_id="a" * 24,
         attempt=1,
@@ -42,11 +64,13 @@ def _request() -> Request:
         mounts=[["/node/0", "/data", "rw"]],
         cgroups=[["v2", "/x"]],
         view=view,
+        container=container,
     )
 
 
-def test_a_request_survives_the_journey() -> None:
-    sent = _request()
+@pytest.mark.parametrize(("view", "container"), [(_view(), None), (None, _container())])
+def test_a_request_survives_the_journey(view: View | None, container: Container | None) -> None:
+    sent = _request(view, container)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(framing.encode(sent.to_message()))

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from runstead.node.request import Container, Request
     from runstead.node.users import User
 
-_HIDDEN = ("/sys/firmware", "/sys/devices/virtual/powercap", "/sys/kernel/debug", "/sys/kernel/tracing")
+_NOTHING_SPECIAL = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_GROUPS = "/sys/fs/cgroup"
+_HIDDEN = ("/sys/firmware", "/sys/devices/virtual/powercap")
 
 
 class Tree:
@@ -31,27 +33,32 @@ class Tree:
             syscalls.set_attributes(self.fd, flags, recursive=recursive)
 
 
-def build(
-    request: "Request",
-    container: "Container",
-    folder: str,
-    stage: str,
-    shared: str,
-    owner: int | None,
-    users: int | None,
-) -> None:
-    """Give this process, whose mount namespace is new, the root directory of its job.
+class Foundation:
+    """What of the machine's a container is built on."""
 
-    `folder` is where the job's own files go, `stage` any empty directory. `owner` is the machine's id of the job's root
-    user and `users` an open user namespace that maps to it; None when ids are not shifted.
-    """
+    __slots__ = ("folder", "groups", "owner", "shared", "stage", "users")
+
+    def __init__(
+        self, folder: str, stage: str, shared: str, groups: list[list[str]], owner: int | None, users: int | None
+    ) -> None:
+        self.folder = folder  # where the job's own files go
+        self.stage = stage  # any empty directory
+        self.shared = shared  # what the jobs of one owner share
+        self.groups = groups  # the job's control groups: kind and directory
+        self.owner = owner  # the machine's id of the job's root user; None when ids are not shifted
+        self.users = users  # an open user namespace that shifts them
+
+
+def build(request: "Request", container: "Container", base: Foundation) -> None:
+    """Give this process, whose mount namespace is new, the root directory of its job."""
+    stage, owner = base.stage, base.owner
     syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
     syscalls.mount("tmpfs", stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
-    _overlay(container, folder, stage, owner, users if owner is not None else None)
+    _overlay(container, base)
     parts.devices(stage, [], owner, container.shared_memory_bytes)
     trees = [
         Tree(f"{stage}/dev", "/dev", 0),
-        Tree(shared, places.SHARED, MS_NOSUID | MS_NODEV, recursive=False),
+        Tree(base.shared, places.SHARED, MS_NOSUID | MS_NODEV, recursive=False),
         *(Tree(source, target, MS_NOSUID | MS_NOEXEC) for source, target in container.devices),
         *(Tree(source, target, MS_NOSUID | MS_NODEV | MS_RDONLY) for source, target in container.binds),
         *(
@@ -59,6 +66,7 @@ def build(
             for source, target, access in request.mounts
         ),
     ]
+    groups = [Tree(path, _group_place(kind), _NOTHING_SPECIAL | MS_RDONLY) for kind, path in base.groups]
     os.chdir(f"{stage}/root")
     syscalls.pivot_root_here()
     for tree in trees:
@@ -69,7 +77,7 @@ def build(
             text = text.replace(name, value)
         _write(target, text, owner)
     parts.processes("/proc")
-    _system()
+    _system(groups)
 
 
 def enter_folder(path: str, user: "User") -> None:
@@ -79,8 +87,10 @@ def enter_folder(path: str, user: "User") -> None:
     os.chdir(path)
 
 
-def _overlay(container: "Container", folder: str, stage: str, owner: int | None, users: int | None) -> None:
-    """Mount the layers and a directory for what the job writes at `stage`/root."""
+def _overlay(container: "Container", base: Foundation) -> None:
+    """Mount the layers and a directory for what the job writes at `root` on the stage."""
+    folder, stage, owner = base.folder, base.stage, base.owner
+    users = None if owner is None else base.users
     top = folder
     os.mkdir(folder, 0o755)
     if container.disk is not None:
@@ -147,10 +157,21 @@ def _write(path: str, text: str, owner: int | None) -> None:
         os.close(fd)
 
 
-def _system() -> None:
-    """Mount a /sys that shows this network namespace, without what would tell too much."""
+def _group_place(kind: str) -> str:
+    return _GROUPS if kind == "v2" else f"{_GROUPS}/{kind}"
+
+
+def _system(groups: list[Tree]) -> None:
+    """Mount a /sys that shows this network namespace and these control groups, without what would tell too much."""
     parts.folder("/sys")
-    syscalls.mount("sysfs", "/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    syscalls.mount("sysfs", "/sys", "sysfs", MS_RDONLY | _NOTHING_SPECIAL)
     for path in _HIDDEN:
         if os.path.isdir(path):
             parts.hide(path)
+    if any(tree.target != _GROUPS for tree in groups):  # version 1: a directory for each kind
+        syscalls.mount("tmpfs", _GROUPS, "tmpfs", _NOTHING_SPECIAL, "mode=755,size=64k")
+        for tree in groups:
+            os.mkdir(tree.target)
+    for tree in groups:
+        syscalls.attach(tree.fd, tree.target)
+        os.close(tree.fd)

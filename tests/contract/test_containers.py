@@ -1,0 +1,293 @@
+"""What an executor promises beyond the common suite when it runs images. One joins with a row in ROWS."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from container_images import OneImage, debian_root
+from runstead.executors.interface import Executor
+from runstead.executors.native import NativeSettings
+from runstead.executors.oci import OciExecutor, OciSettings, problem
+from runstead.images.image import ImageConfig
+from runstead.model.ids import new_id
+from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch
+from runstead.node.logformat import PREFIX_BYTES
+
+Build = Callable[[Path, OneImage], Executor]
+
+
+def _oci(data_dir: Path, images: OneImage) -> Executor:
+    settings = OciSettings(NativeSettings(grace_seconds=1.0, pids_limit=128))
+    return OciExecutor(data_dir, settings, images, lambda _kind, _job_id: None)
+
+
+ROWS: Mapping[str, Build] = {"oci": _oci}
+
+
+@dataclass
+class Engine:
+    """An executor that has one image, and short ways to run things in it."""
+
+    folder: Path
+    executor: Executor
+    images: OneImage
+
+    def launch(self, *argv: str, **changes: object) -> Launch:
+        job_id = new_id(datetime.now(UTC))
+        launch = Launch(
+            job_id=job_id,
+            attempt=1,
+            namespace="alice",
+            image="anything",
+            argv=argv,
+            environment={},
+            cpu_millicores=1000,
+            memory_bytes=256 << 20,
+            disk_bytes=None,
+            gpu_ids=(),
+            timeout_seconds=60,
+            log_path=self.folder / f"{job_id}.log",
+            log_not_before=datetime.fromtimestamp(0, UTC),
+            preamble=(),
+        )
+        return replace(launch, **changes)
+
+    async def run(self, launch: Launch) -> tuple[ExitRecord, list[str]]:
+        handle = await self.executor.start(launch)
+        try:
+            return await self.ended(handle), self.lines(launch)
+        finally:
+            await self.executor.remove(handle)
+
+    async def shell(self, script: str, **changes: object) -> tuple[int | None, list[str]]:
+        record, lines = await self.run(self.launch("sh", "-c", script, **changes))
+        return record.exit_code, lines
+
+    async def ended(self, handle: Handle) -> ExitRecord:
+        async with asyncio.timeout(60):
+            while True:
+                [seen] = await self.executor.poll([handle])
+                if seen.state is not AttemptState.RUNNING:
+                    assert seen.exit is not None, seen
+                    return seen.exit
+                await asyncio.sleep(0.01)
+
+    def lines(self, launch: Launch) -> list[str]:
+        with suppress(FileNotFoundError):
+            lines = launch.log_path.read_bytes().split(b"\n")[:-1]
+            return [line[PREFIX_BYTES:].decode("utf-8", "replace") for line in lines]
+        return []
+
+
+@pytest.fixture(params=ROWS)
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
+    if (lacking := problem()) is not None:
+        pytest.skip(lacking)
+    (tmp_path / "data").mkdir()
+    images = OneImage()
+    made = Engine(tmp_path, ROWS[request.param](tmp_path / "data", images), images)
+    await made.executor.open()
+    yield made
+    await made.executor.close()
+
+
+def layer(path: Path, **files: str) -> Path:
+    """Make a layer of small files; `etc__x` is /etc/x."""
+    for name, text in files.items():
+        target = path / name.replace("__", "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return path
+
+
+# What the image says
+
+
+async def test_environment_folder_and_user_are_the_images(engine: Engine) -> None:
+    passwd = "root:x:0:0::/root:/bin/sh\nworker:x:1000:1001::/home/worker:/bin/sh\n"
+    group = "root:x:0:\nworkers:x:1001:\nmore:x:2000:worker\n"
+    engine.images.more = (layer(engine.folder / "layer", etc__passwd=passwd, etc__group=group),)
+    config = ImageConfig(
+        environment=("A=image", "B=image", "PATH=/usr/bin:/bin"), working_dir="/srv/new", user="worker"
+    )
+    engine.images.config = config
+    script = "echo $A $B $HOME $PATH; pwd; id -u; id -G; touch x && stat -c %u x; echo out > /dev/stdout"
+    code, lines = await engine.shell(script, environment={"B": "launch"})
+    assert (code, lines) == (
+        0,
+        ["image launch /home/worker /usr/bin:/bin", "/srv/new", "1000", "1001 2000", "1000", "out"],
+    )
+    for user, expected in (("1234", "1234 0 /"), ("1234:77", "1234 77 /"), ("worker:more", "1000 2000 /home/worker")):
+        engine.images.config = replace(config, user=user, working_dir="")
+        assert (await engine.shell("echo $(id -u) $(id -g) $HOME"))[1] == [expected]
+
+
+@pytest.mark.parametrize("user", ["nobody-we-know", "1000:no-such-group", "70000"])
+async def test_a_user_that_is_not_there_fails_the_start_and_says_so(engine: Engine, user: str) -> None:
+    engine.images.config = ImageConfig(user=user)
+    record, lines = await engine.run(engine.launch("true"))
+    assert record.reason is ExitReason.START_FAILED
+    assert user.split(":")[-1] in str(record.message)
+    assert lines[-1] == record.message
+
+
+async def test_layers_cover_each_other_and_jobs_write_beside_them(engine: Engine) -> None:
+    first = layer(engine.folder / "one", srv__a="1", srv__b="1", etc__mine="1")
+    second = layer(engine.folder / "two", srv__b="2")
+    engine.images.more = (first, second)
+    script = "cat /srv/a /srv/b /etc/mine; echo; echo 3 > /srv/b; rm /srv/a; mv /srv /srv2; ls /srv2; rm -r /usr/share"
+    assert await engine.shell(script) == (0, ["121", "b"])
+    assert await engine.shell("cat /srv/a /srv/b; ls -d /usr/share") == (0, ["12/usr/share"])
+    assert (first / "srv/a").read_text() == "1"
+    assert (debian_root() / "usr/share").is_dir()
+
+
+async def test_files_of_the_image_keep_their_owners_and_modes(engine: Engine) -> None:
+    script = "stat -c '%u:%g %a' /etc/shadow /tmp /root /usr/bin/passwd; touch /mine && stat -c %u:%g /mine"
+    code, lines = await engine.shell(script)
+    assert (code, lines) == (0, ["0:42 640", "0:0 1777", "0:0 700", "0:0 4755", "0:0"])
+    assert (await engine.shell("chown 12:34 /etc/passwd && stat -c %u:%g /etc/passwd"))[1] == ["12:34"]
+
+
+async def test_links_of_an_image_lead_nowhere_out_of_it(engine: Engine) -> None:
+    victim = engine.folder / "victim"
+    victim.mkdir()
+    bad = engine.folder / "bad"
+    (bad / "etc").mkdir(parents=True)
+    for name in ("hosts", "hostname", "resolv.conf"):
+        (bad / "etc" / name).symlink_to(victim / name)
+    (bad / "work").symlink_to(victim)
+    (bad / "runstead").symlink_to("/../../../../../../tmp")
+    engine.images.more = (bad,)
+    engine.images.config = ImageConfig(working_dir=f"/work/{'../' * 9}x")
+    code, _ = await engine.shell("pwd; cat /etc/hosts")
+    assert code in (0, None, 126, 127)
+    assert list(victim.iterdir()) == []
+    assert not Path("/x").exists()
+
+
+# What every container has
+
+
+async def test_names_are_found_as_people_expect(engine: Engine) -> None:
+    launch = engine.launch("sh", "-c", "cat /etc/hostname; hostname; getent hosts $(hostname); cat /etc/resolv.conf")
+    record, lines = await engine.run(launch)
+    assert record.exit_code == 0
+    assert lines[:2] == [launch.job_id] * 2
+    assert lines[2].endswith(launch.job_id)
+    assert any("nameserver" in line for line in lines[3:]) or "nameserver" not in Path("/etc/resolv.conf").read_text()
+    script = "getent hosts localhost; echo 10.0.0.1 mine >> /etc/hosts && getent hosts mine"
+    assert (await engine.shell(script))[1][-1].split() == ["10.0.0.1", "mine"]
+
+
+async def test_shared_memory_is_what_users_of_docker_expect(engine: Engine) -> None:
+    code, lines = await engine.shell("df -k --output=size /dev/shm | tail -1; touch /dev/shm/x; ls -ld /dev/shm")
+    assert (code, lines[0].strip()) == (0, "65536")
+    assert lines[1].startswith("drwxrwxrwt")
+
+
+async def test_devices_are_the_harmless_ones(engine: Engine) -> None:
+    code, lines = await engine.shell("ls /dev; head -c 8 /dev/urandom | wc -c; echo x > /dev/null; ls -l /dev/fd/1")
+    assert code == 0
+    expected = {
+        "fd",
+        "full",
+        "null",
+        "ptmx",
+        "pts",
+        "random",
+        "shm",
+        "stderr",
+        "stdin",
+        "stdout",
+        "tty",
+        "urandom",
+        "zero",
+    }
+    assert set(lines[: lines.index("8")]) == expected
+    code, _ = await engine.shell("mknod /dev/mine b 7 0 || mknod /mine b 7 0 && cat /mine")
+    assert code != 0
+
+
+async def test_what_is_the_machines_is_closed(engine: Engine) -> None:
+    script = """
+        for f in kcore keys timer_list sysrq-trigger; do test -e /proc/$f && head -c 1 /proc/$f | wc -c; done
+        ls -A /proc/acpi /proc/scsi /sys/firmware 2>/dev/null | grep -v : | grep . ; echo masked
+        echo 1 > /proc/sys/kernel/hostname; echo 1 > /sys/kernel/mm/ksm/run; mount -t tmpfs none /mnt; umount /proc
+        unshare -U true; unshare -m true; hostname x; dmesg | head -1; ls /proc | grep -c '^[0-9]'
+    """
+    _, lines = await engine.shell(script)
+    assert "1" not in lines[: lines.index("masked")]
+    said = "\n".join(lines[lines.index("masked") + 1 :])
+    assert said.count("Operation not permitted") >= 3
+    assert "Read-only file system" in said
+
+
+async def test_capabilities_are_few_and_never_grow(engine: Engine) -> None:
+    script = "grep -E 'Cap(Prm|Eff|Bnd)|NoNewPrivs|Seccomp:' /proc/self/status"
+    _, lines = await engine.shell(script)
+    found = dict(line.split(":\t") for line in lines)
+    allowed = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
+    for name in ("CapPrm", "CapEff", "CapBnd"):
+        assert int(found[name], 16) & ~allowed == 0
+    assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
+
+
+async def test_limits_can_be_seen_inside(engine: Engine) -> None:
+    script = "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes 2>/dev/null; echo x > x"
+    _, lines = await engine.shell(script, memory_bytes=200 << 20)
+    assert lines[0] == str(200 << 20)
+    assert "Read-only" in lines[1] or "denied" in lines[1]
+
+
+# Limits
+
+
+async def test_a_full_disk_is_the_jobs_alone(engine: Engine) -> None:
+    script = """
+        df -k --output=size / | tail -1
+        dd if=/dev/zero of=/big bs=1M count=200 2>&1 | grep -o 'No space left on device'
+        rm /big && dd if=/dev/zero of=/small bs=1M count=20 2>/dev/null && echo again
+    """
+    code, lines = await engine.shell(script, disk_bytes=64 << 20)
+    assert (code, lines[1:]) == (0, ["No space left on device", "again"])
+    assert int(lines[0]) <= 64 << 10
+
+
+async def test_memory_in_shared_memory_and_in_files_in_memory_counts(engine: Engine) -> None:
+    program = "x = []\nwhile True: x.append(bytearray(8 << 20))"
+    record, _ = await engine.run(engine.launch("python3", "-c", program, memory_bytes=96 << 20))
+    assert record.reason is ExitReason.OOM
+    assert "96 MiB" in str(record.message)
+
+
+async def test_what_is_given_to_containers_is_given_back(engine: Engine) -> None:
+    before = _loops()
+    launch = engine.launch("sh", "-c", "dd if=/dev/zero of=/x bs=1M count=8; sleep 60", disk_bytes=64 << 20)
+    handle = await engine.executor.start(launch)
+    assert engine.images.held == {f"{launch.job_id}-1": "anything"}
+    assert len(_loops()) == len(before) + 1
+    await engine.executor.remove(handle)
+    assert engine.images.held == {}
+    async with asyncio.timeout(5):
+        while _loops() != before:
+            await asyncio.sleep(0.02)
+    assert await engine.executor.owned() == []
+
+
+def _loops() -> set[str]:
+    return {path.parent.parent.name for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+
+
+async def test_json_of_what_is_seen_is_the_same_for_two_jobs_of_one_image(engine: Engine) -> None:
+    program = "import json, os; print(json.dumps(sorted(os.listdir('/'))))"
+    seen = await asyncio.gather(*(engine.run(engine.launch("python3", "-c", program)) for _ in range(8)))
+    assert len({lines[0] for _, lines in seen}) == 1
+    assert "usr" in json.loads(seen[0][1][0])
