@@ -1,5 +1,6 @@
 """An agent as the server meets it: the official MCP client, over each transport."""
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -25,10 +26,12 @@ class Agent:
 
     client: Client
     progress: list[tuple[float, float | None, str | None]] = field(default_factory=list)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> CallToolResult:
         """Call a tool. The client checks the structured output against the tool's schema."""
         self.progress.clear()
+        self.told.clear()
         found = await self.client.call_tool(tool, arguments, progress_callback=self._progressed)
         assert isinstance(found, CallToolResult)
         return found
@@ -47,6 +50,7 @@ class Agent:
 
     async def _progressed(self, progress: float, total: float | None, message: str | None) -> None:
         self.progress.append((progress, total, message))
+        self.told.set()
 
 
 def text_of(result: CallToolResult) -> str:

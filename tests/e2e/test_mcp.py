@@ -483,6 +483,25 @@ async def test_a_restart_of_the_server_breaks_no_client(own_server: Server, tmp_
         assert shown["lines"][-1] == "before"
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_an_agent_that_waits_while_the_server_restarts_is_answered(
+    own_server: Server, tmp_path: Path, transport: str
+) -> None:
+    async with connected(transport, own_server, tmp_path) as agent:
+        job = (await agent.jobs("run", command="sleep 60", detach=True))["job"]
+        agent.told.clear()
+        waiting = asyncio.create_task(agent.jobs("wait", job_id=job["id"], wait_seconds=50))
+        await agent.told.wait()
+        assert await asyncio.to_thread(own_server.terminate) == 0
+        await asyncio.to_thread(own_server.start)
+        if transport != "stdio":  # answered before the server went
+            assert (await waiting)["job"]["status"]["stage"] == "RUNNING"
+        await agent.jobs("cancel", job_id=job["id"])
+        assert (await agent.jobs("wait", job_id=job["id"]))["job"]["status"]["stage"] == "CANCELED"
+        if transport == "stdio":  # the program waited for the server too
+            assert (await waiting)["job"]["status"]["stage"] == "CANCELED"
+
+
 async def test_scripts_travel_in_a_variable_where_jobs_have_no_volumes(tmp_path: Path) -> None:
     server = Server(tmp_path / "data", ("--executor-isolation", "none", "--stop-jobs-at-exit")).start()
     try:

@@ -31,6 +31,7 @@ from runstead.services.content.service import StoredContent
 PATH = "/mcp"
 _METADATA = "/.well-known/oauth-protected-resource"
 _HUB = "runstead.hub"  # in the scope of a request
+_LAST_ANSWERS_SECONDS = 3.0
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -53,6 +54,8 @@ class McpFace:
         self._context = context
         self._parts = OwnParts(app, context.buckets, context.batches, context.content)
         self._starting = asyncio.Lock()
+        self._closing = asyncio.Event()
+        self._answering: set[asyncio.Task[Any]] = set()
         self._manager: Any = None
         self._running: asyncio.Task[None] | None = None
 
@@ -76,12 +79,23 @@ class McpFace:
         except Unauthenticated as error:
             await _unauthorized(error, base, given=bool(token))(scope, receive, send)
             return
-        scope[_HUB] = OwnHub(self._parts, caller, token, scope, base)
+        scope[_HUB] = OwnHub(self._parts, caller, token, scope, base, self._closing)
         manager = await self._started()
-        await manager.handle_request(scope, receive, send)
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            await manager.handle_request(scope, receive, send)
+        finally:
+            self._answering.discard(task)
 
     async def close(self) -> None:
-        """End what is being answered."""
+        """Answer what waits with what there is, and end what is not answered soon."""
+        self._closing.set()
+        if self._answering:
+            _, late = await asyncio.wait(self._answering, timeout=_LAST_ANSWERS_SECONDS)
+            for task in late:
+                task.cancel()
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)

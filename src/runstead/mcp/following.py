@@ -21,6 +21,7 @@ _SNAPSHOT_SECONDS = 5.0
 _REPORT_EVERY_SECONDS = 1.0
 _SIGN_OF_LIFE_SECONDS = 5.0
 _AGAIN_SECONDS = 1.0
+_AWAY = (0, 502, 503, 504)
 
 
 class Tail:
@@ -88,9 +89,10 @@ async def follow(hub: Hub, job: Json, seconds: float, tail: Tail, report: Report
     """
     namespace, job_id = job["owner"]["name"], job["id"]
     began = time.monotonic()
+    until = began + seconds
     query: Query = () if from_start else (("tail", "0"),)
-    job = await inspect(hub, namespace, job_id)
-    while not is_over(job) and (left := began + seconds - time.monotonic()) > 0:
+    job = await _inspect_soon(hub, namespace, job_id, until)
+    while not is_over(job) and (left := until - time.monotonic()) > 0 and not hub.closing.is_set():
         told = _Told(report, began, seconds, job)
         try:
             async with hub.events(job_path(namespace, job_id, "logs"), query) as events:
@@ -98,12 +100,24 @@ async def follow(hub: Hub, job: Json, seconds: float, tail: Tail, report: Report
         except HubError as error:
             if error.status in (401, 403, 404):
                 raise
-        job = await inspect(hub, namespace, job_id)
-        left = began + seconds - time.monotonic()
-        if not is_over(job) and left > 0:
+        job = await _inspect_soon(hub, namespace, job_id, until)
+        left = until - time.monotonic()
+        if not is_over(job) and left > 0 and not hub.closing.is_set():
             await asyncio.sleep(min(_AGAIN_SECONDS, left))
-            job = await inspect(hub, namespace, job_id)
+            job = await _inspect_soon(hub, namespace, job_id, until)
     return Followed(job, tail)
+
+
+async def _inspect_soon(hub: Hub, namespace: str, job_id: str, until: float) -> dict[str, Any]:
+    """Return a job; while there is time for it, wait for a server that is away."""
+    while True:
+        try:
+            return await inspect(hub, namespace, job_id)
+        except HubError as error:
+            left = until - time.monotonic()
+            if error.status not in _AWAY or left <= 0:
+                raise
+            await asyncio.sleep(min(_AGAIN_SECONDS, left))
 
 
 async def read_tail(hub: Hub, job: Json, tail: Tail, lines: int) -> None:

@@ -7,6 +7,7 @@ by the very code that serves every other client, and nothing is written twice. O
 the carrier's own business: a client uploads through Xet, the server stores what it has in memory already.
 """
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -69,6 +70,8 @@ class Stream:
 class Hub(ABC):
     """One endpoint as one caller sees it."""
 
+    closing: asyncio.Event
+    """Set when what waits shall answer with what it has."""
     endpoint: str
     """The URL that people use, without a slash at the end."""
     token: str

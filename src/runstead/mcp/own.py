@@ -35,10 +35,13 @@ class OwnHub(Hub):
     limits_pages = True
     quiet_seconds = 0.15
 
-    def __init__(self, parts: OwnParts, caller: Caller, token: str, scope: Scope, endpoint: str) -> None:
+    def __init__(
+        self, parts: OwnParts, caller: Caller, token: str, scope: Scope, endpoint: str, closing: asyncio.Event
+    ) -> None:
         """`scope` is that of the request to `/mcp`: links in answers carry the host by which the agent came."""
         self.endpoint = endpoint
         self.token = token
+        self.closing = closing
         self._parts = parts
         self._caller = caller
         self._outer = scope

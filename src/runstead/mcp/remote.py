@@ -28,6 +28,7 @@ class RemoteHub(Hub):
     def __init__(self, endpoint: str, token: str, library_version: str) -> None:
         self.endpoint = endpoint.rstrip("/")
         self.token = token
+        self.closing = asyncio.Event()
         self._headers = build_hf_headers(token=token, library_name="runstead-mcp", library_version=library_version)
         self._client = get_async_session()
         self._api = HfApi(endpoint=self.endpoint, token=token)
