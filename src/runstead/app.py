@@ -35,6 +35,7 @@ from runstead.executors.oci import OciExecutor, OciSettings
 from runstead.executors.oci import problem as container_problem
 from runstead.executors.process import ProcessExecutor
 from runstead.images.library import ImageLibrary
+from runstead.images.store import ImageStore
 from runstead.kit.clock import Clock, SystemClock
 from runstead.kit.loops import forever
 from runstead.kit.settings import Settings
@@ -63,6 +64,7 @@ from runstead.services.content.content import FileRoots
 from runstead.services.content.service import ContentLimits, StoredContent
 from runstead.services.exposure import Exposure
 from runstead.services.hardware import Hardware, derive_flavors
+from runstead.services.image_sweeper import ImageSweeper
 from runstead.services.jobs import JobLimits, Jobs
 from runstead.services.launching import Launching
 from runstead.services.logs import Logs
@@ -85,6 +87,7 @@ from runstead.services.script_folders import ScriptFolders
 from runstead.services.secrets import SecretBox, load_key
 from runstead.services.sweeper import Sweeper
 from runstead.services.ticker import CatchUp, Ticker
+from runstead.services.usage import Usage
 from runstead.services.volumes import MountRequests, VolumeRules, Volumes
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
@@ -95,6 +98,7 @@ from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
 from runstead.stores.sandboxes import SqlSandboxStore
 from runstead.stores.schedules import SqlScheduleStore
+from runstead.stores.usage import SqlUsageStore
 from runstead.volumes.either import EitherVolumes
 from runstead.volumes.filled import FilledVolumes
 from runstead.volumes.fuse import FuseVolumes
@@ -156,6 +160,17 @@ async def open_accounts(settings: Settings) -> AsyncGenerator[Accounts]:
 
 
 @asynccontextmanager
+async def open_usage(settings: Settings) -> AsyncGenerator[Usage]:
+    """Open what jobs used and what they may cost, whether the server runs or not."""
+    _make_private(settings.server.data_dir)
+    database = await open_database(settings.database_url)
+    try:
+        yield Usage(SqlUsageStore(database), SqlAccountStore(database), SystemClock())
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
 async def open_keeping(settings: Settings) -> AsyncGenerator[Keeping]:
     """Open the history of a server's buckets, whether it runs or not."""
     _make_private(settings.server.data_dir)
@@ -195,6 +210,18 @@ async def open_storage(settings: Settings) -> AsyncGenerator[Storage]:
             content.close()
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def open_images(settings: Settings) -> AsyncGenerator[ImageLibrary]:
+    """Open the images of this machine, whether the server runs or not."""
+    _make_private(settings.server.data_dir)
+    library = ImageLibrary(settings.server.data_dir / "images", settings.images)
+    await library.open()
+    try:
+        yield library
+    finally:
+        await library.close()
 
 
 def _roots(database: Database) -> list[FileRoots]:
@@ -497,6 +524,8 @@ class _Server:
         self.sandboxes = Sandboxes(self._store, executor, secrets, activity, hosts, events, clock)
         self.sandbox_port = SandboxPort(self.sandboxes)
         self._idling = Idling(self._store, executor, activity, hosts, events, clock, self._reconcile.in_hand)
+        images = ImageStore(settings.server.data_dir / "images")
+        self._image_sweeper = ImageSweeper(images, clock, settings.images.unused_days, settings.images.store_bytes)
         self._sweeper = Sweeper(self._store, log_store, clock, settings.jobs.retention_days)
         self.logs = Logs(self._store, log_store, events, encode_log_lines, b"===== Job started")
         self.metrics = JobMetrics(self._store, executor, hardware, events, clock)
@@ -574,6 +603,7 @@ class _Server:
             forever("sweeper", self._sweeper.run),
             forever("schedules", self._ticker.run),
             forever("scripts", self._scripts.run),
+            forever("images", self._image_sweeper.run),
             forever("buckets", self._keeping.run),
             *([forever("garbage", self._collecting.run)] if self._collecting.every_seconds else []),
         ]

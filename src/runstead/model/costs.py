@@ -3,9 +3,10 @@
 The wire calls these millionths `MicroUSD`; a site may mean anything by them. Months are those of UTC.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 
 MICRO = 1_000_000
 _MICROSECOND = timedelta(microseconds=1)
@@ -29,21 +30,37 @@ class Share:
     cost_micro_usd: int
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRow:
-    """What one attempt used in one month; of one that runs still, until now."""
+class UsageBy(StrEnum):
+    """What use may be told apart by."""
 
-    month: int
-    namespace: str
-    user: str
-    flavor: str
-    labels: Mapping[str, str]
-    job_id: str
-    attempt: int
-    schedule_id: str | None
+    MONTH = "month"
+    NAMESPACE = "namespace"
+    USER = "user"
+    FLAVOR = "flavor"
+    LABEL = "label"
+    SCHEDULE = "schedule"
+    JOB = "job"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuery:
+    """Which use is asked for, and what it is told apart by."""
+
+    by: tuple[UsageBy, ...]
+    months: tuple[int, int]  # first and last
+    namespace: str | None = None  # None: all
+    label: str | None = None  # by label: that of this key alone; None: by all labels, also several of one job
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSum:
+    """The use that has these values in common, in the order of what it is told apart by."""
+
+    values: tuple[str, ...]
+    attempts: int  # a part in each month counts in each
+    running: int  # of these, how many run still; they count until now
     used: timedelta
     cost_micro_usd: int
-    running: bool = False
 
 
 @dataclass(frozen=True, slots=True)
