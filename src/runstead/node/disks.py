@@ -1,7 +1,7 @@
-"""Room of a fixed size for what one job writes: a file system in a sparse file.
+"""Room of a fixed size for what one job writes: a file system in a sparse file without a name.
 
-A full one is ENOSPC for its job alone, whatever file system the machine itself has, and removing one file removes all.
-A file system of the wanted size is made once; a job gets a copy of it, which takes a few milliseconds.
+A full one is ENOSPC for its job alone, whatever file system the machine itself has. An empty one of the wanted size is
+made once; a job gets a copy, which takes a millisecond. All of it goes with whoever holds it, however that ends.
 """
 
 import errno
@@ -13,7 +13,9 @@ from runstead.node import syscalls
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
-_AUTOCLEAR = 4  # the kernel lets go of the file with the last mount
+_AUTOCLEAR = 4  # the kernel lets go of the file with the last user
+_EXT4_IOC_SHUTDOWN = 0x8004587D
+_NO_FLUSH = 2
 _ATTEMPTS = 64
 _MAKE_SECONDS = 60.0
 _MINIMUM_BYTES = 4 << 20
@@ -26,16 +28,12 @@ def make(path: str, size_bytes: int) -> None:
     fresh = f"{path}.{os.getpid()}"
     with open(fresh, "wb") as file:
         file.truncate(max(size_bytes, _MINIMUM_BYTES))
-    # No journal: nothing survives a crash anyway.
-    options = ["-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", "-m", "0", "-i", "32768"]
+    # No journal: nothing has to survive a crash. The rest keeps what is not empty, hence copied, below a megabyte.
+    features = ["-O", "^has_journal,^resize_inode,sparse_super2", "-G", "1024", "-i", "32768", "-m", "0"]
+    options = [*features, "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"]
     try:
-        done = subprocess.run(
-            ["mkfs.ext4", "-q", "-F", *options, fresh],
-            capture_output=True,
-            text=True,
-            timeout=_MAKE_SECONDS,
-            check=False,
-        )
+        command = ["mkfs.ext4", "-q", "-F", *options, fresh]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_MAKE_SECONDS, check=False)
         if done.returncode:
             raise OSError(errno.EIO, done.stderr.strip() or "mkfs.ext4 failed", path)
         os.rename(fresh, path)
@@ -46,30 +44,41 @@ def make(path: str, size_bytes: int) -> None:
             os.unlink(fresh)
 
 
-def mount_copy(source: str, copy: str, target: str) -> None:
-    """Copy a file system and mount the copy; both go with the mount and the file."""
-    backing = _copy(source, copy)
-    try:
-        device = _attach(backing)
-    finally:
-        os.close(backing)
-    try:
-        # What is deleted inside is given back to the machine (discard).
-        syscalls.mount(device[1], target, "ext4", syscalls.MS_NOSUID | syscalls.MS_NODEV, "discard,nobarrier")
-    finally:
-        os.close(device[0])
-    lost = f"{target}/lost+found"
-    if os.path.isdir(lost):
-        os.rmdir(lost)
+class Disk:
+    """A copy of an empty file system, mounted but shown nowhere yet: `fd` is the mount. Raises OSError."""
+
+    def __init__(self, source: str) -> None:
+        backing = _copy(source)
+        try:
+            device, path = _attach(backing)
+        finally:
+            os.close(backing)
+        try:
+            # What is deleted inside is given back to the machine (discard).
+            flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+            self.fd = syscalls.new_mount("ext4", flags, f"source={path}", "discard", "nobarrier")
+        finally:
+            os.close(device)
+
+    def discard(self) -> None:
+        """Let go of it without writing anything out: nobody will read it. Whoever used it is dead."""
+        try:
+            folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+            try:
+                fcntl.ioctl(folder, _EXT4_IOC_SHUTDOWN, struct.pack("=I", _NO_FLUSH))
+            finally:
+                os.close(folder)
+        except OSError:
+            pass  # then it takes longer
+        os.close(self.fd)
 
 
-def _copy(source: str, target: str) -> int:
-    """Copy what is not a hole; return the open copy."""
+def _copy(source: str) -> int:
+    """Return an open file without a name that has what is not a hole in the source."""
     there = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        size = os.fstat(there).st_size
-        here = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.ftruncate(here, size)
+        here = os.open(os.path.dirname(source), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        os.ftruncate(here, os.fstat(there).st_size)
         place = 0
         while True:
             try:

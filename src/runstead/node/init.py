@@ -53,7 +53,7 @@ class Order:
         self.owner = owner  # the machine's id of the job's root user; None: our own
         self.groups = groups  # the control groups that this process is in: kind and directory
         # The open files that come with it: "output" and "inside", where the server asks for things to be done here,
-        # always; "users" a user namespace to enter, "network" likewise.
+        # always; "users" a user namespace to enter, "network" likewise, "disk" a mount to write to.
         self.handed = handed
 
 
@@ -62,7 +62,7 @@ def run(control: socket.socket, orders: socket.socket) -> None:
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
-        word, fds, _, _ = socket.recv_fds(orders, 1, 4)
+        word, fds, _, _ = socket.recv_fds(orders, 1, 5)
         message = framing.receive(orders)
         if not word or message is None:
             raise _SupervisorGone
@@ -115,8 +115,8 @@ def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None
         namespaces.raise_loopback()
     if request.container is not None:
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-        mapping = handed.get("users")
-        base = image.Foundation(order.folder, order.mount_point, order.shared, order.groups, owner, mapping)
+        mapping, disk = handed.get("users"), handed.get("disk")
+        base = image.Foundation(order.folder, order.mount_point, order.shared, order.groups, owner, mapping, disk)
         image.build(request, request.container, base)
     elif request.view is not None:
         machine.build(request, request.view, order.folder, order.mount_point, order.shared, order.empty, owner)

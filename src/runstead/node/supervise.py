@@ -14,6 +14,7 @@ import socket
 import time
 
 from runstead.node import cgroups, command, environments, framing, places, processes, rundir, syscalls, venv
+from runstead.node.disks import Disk
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.ground import Ground
 from runstead.node.logwriter import READ_BYTES, LogWriter
@@ -74,6 +75,7 @@ class Supervisor:
         self._child = 0  # process 1 of the job, or in plain mode the command
         self._talk: socket.socket | None = None  # with process 1
         self._output = -1
+        self._disk: Disk | None = None
         self._children = -1  # readable when a child ended; plain mode only, as the two below
         self._listener: socket.socket | None = None
         self._ground: Ground | None = None
@@ -151,6 +153,9 @@ class Supervisor:
             fds["users"] = self._seed.users.fd
         if request.network is not None and request.network != NO_NETWORK:
             fds["network"] = os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
+        if request.container is not None and request.container.disk is not None:
+            self._disk = Disk(request.container.disk)
+            fds["disk"] = self._disk.fd
         order = {
             "request": {**request.to_message(), "environment": None},
             "environment": self._environment(),
@@ -164,7 +169,7 @@ class Supervisor:
         }
         self._seed.order(order, list(fds.values()))
         for name, fd in fds.items():
-            if name != "output":
+            if name not in ("output", "disk"):
                 os.close(fd)
         self._expect(b"R")
 
@@ -406,6 +411,8 @@ class Supervisor:
         if self._log.lost_because is not None:
             lost = f"{self._log.lost_bytes} bytes of output are missing in the log: {self._log.lost_because}"
             message = lost if message is None else f"{message}; {lost}"
+        if self._disk is not None:
+            self._disk.discard()
         for _ in range(50):
             if self._group.remove():
                 break

@@ -40,12 +40,14 @@ PR_SET_NO_NEW_PRIVS = 38
 # Since these numbers were unified (Linux 5.0) they are the same on every architecture but alpha.
 _NR_MOUNT_SETATTR = 442
 _NR_CLOSE_RANGE = 436
+_NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 430, 431, 432
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
 _AT_RECURSIVE = 0x8000
 _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _MOUNT_ATTR_IDMAP = 0x100000
 _MOUNT_ATTR = {MS_RDONLY: 0x1, MS_NOSUID: 0x2, MS_NODEV: 0x4, MS_NOEXEC: 0x8}
 
@@ -125,6 +127,34 @@ def set_attributes(tree: int, flags: int, *, recursive: bool, ids_of: int | None
         ctypes.c_size_t(ctypes.sizeof(wanted)),
     )
     _check(result, "mount_setattr")
+
+
+def new_mount(kind: str, flags: int, *options: str) -> int:
+    """fsopen(2) and the like: return a new mount of a file system, attached nowhere yet. Options as of mount(8)."""
+    context = _call().syscall(ctypes.c_long(_NR_FSOPEN), os.fsencode(kind), ctypes.c_uint(1))
+    _check(context, f"fsopen of {kind}")
+    try:
+        for option in options:
+            key, is_text, value = option.partition("=")
+            _configure(context, _SET_STRING if is_text else _SET_FLAG, key, value if is_text else None)
+        _configure(context, _CREATE, None, None)
+        attributes = sum(value for flag, value in _MOUNT_ATTR.items() if flags & flag)
+        wanted = ctypes.c_long(_NR_FSMOUNT), ctypes.c_int(context), ctypes.c_uint(1), ctypes.c_uint(attributes)
+        return _check(_call().syscall(*wanted), f"fsmount of {kind}")
+    finally:
+        os.close(context)
+
+
+def _configure(context: int, command: int, key: str | None, value: str | None) -> None:
+    result = _call().syscall(
+        ctypes.c_long(_NR_FSCONFIG),
+        ctypes.c_int(context),
+        ctypes.c_uint(command),
+        _bytes(key),
+        _bytes(value),
+        ctypes.c_int(0),
+    )
+    _check(result, f"fsconfig of {key or 'a file system'}")
 
 
 def attach(tree: int, target: str) -> None:

@@ -6,7 +6,7 @@ shown in the new root only once that is the root of this process, where no path 
 
 import os
 
-from runstead.node import disks, places, syscalls
+from runstead.node import places, syscalls
 from runstead.node.roots import parts
 from runstead.node.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
 
@@ -36,10 +36,17 @@ class Tree:
 class Foundation:
     """What of the machine's a container is built on."""
 
-    __slots__ = ("folder", "groups", "owner", "shared", "stage", "users")
+    __slots__ = ("disk", "folder", "groups", "owner", "shared", "stage", "users")
 
     def __init__(
-        self, folder: str, stage: str, shared: str, groups: list[list[str]], owner: int | None, users: int | None
+        self,
+        folder: str,
+        stage: str,
+        shared: str,
+        groups: list[list[str]],
+        owner: int | None,
+        users: int | None,
+        disk: int | None,
     ) -> None:
         self.folder = folder  # where the job's own files go
         self.stage = stage  # any empty directory
@@ -47,6 +54,7 @@ class Foundation:
         self.groups = groups  # the job's control groups: kind and directory
         self.owner = owner  # the machine's id of the job's root user; None when ids are not shifted
         self.users = users  # an open user namespace that shifts them
+        self.disk = disk  # an open mount to write to; None: `folder` will do
 
 
 def build(request: "Request", container: "Container", base: Foundation) -> None:
@@ -93,10 +101,11 @@ def _overlay(container: "Container", base: Foundation) -> None:
     users = None if owner is None else base.users
     top = folder
     os.mkdir(folder, 0o755)
-    if container.disk is not None:
+    if base.disk is not None:
         top = f"{stage}/disk"
         os.mkdir(top)
-        disks.mount_copy(container.disk, f"{folder}/disk", top)
+        syscalls.attach(base.disk, top)
+        os.close(base.disk)
     for name in ("upper", "work"):
         os.mkdir(f"{top}/{name}", 0o755)
     if owner is not None:
