@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runstead.images.image import Image
-from runstead.images.pulling import Pulls
+from runstead.images.pulling import Pulls, run_program
 from runstead.images.references import Reference, parse_reference
 from runstead.images.store import ImageStore
 from runstead.kit.settings import ImageSettings
@@ -48,16 +48,44 @@ class ImageLibrary:
                 f"run `runstead image pull` or `runstead image load`: {wanted.familiar}"
             )
         try:
-            await self._pulls.pull(wanted, tell)
+            return await self.pull(reference, tell)
         except ImageFailure as error:
             if found is None:
                 raise
             tell(f"the registry could not be asked, so the image that is here is used: {error.message}")
             return found
+
+    async def pull(self, reference: str, tell: Callable[[str], None]) -> Image:
+        """Ask the registry for an image whether it is here or not, whatever the settings say. Raises ImageFailure."""
+        wanted = parse_reference(reference)
+        await self._pulls.pull(wanted, tell)
         found = self._find(wanted)
         if found is None:
             raise ImageFailure(f"the image was removed while it was pulled; try again: {wanted.familiar}", again=True)
         return found
+
+    async def load(
+        self,
+        path: Path | None,
+        tell: Callable[[str], None],
+        *,
+        name: str | None = None,
+        engine: str | None = None,
+        engine_name: str | None = None,
+    ) -> list[str]:
+        """Take the images of an archive, or an image of an engine on this machine; return their digests.
+
+        `name` is what the one image shall be called, `engine_name` what the engine calls it. Raises ImageFailure.
+        """
+        order = {
+            "op": "load",
+            "path": None if path is None else str(path),
+            "name": name,
+            "engine": engine,
+            "engine_name": engine_name,
+        }
+        done = await run_program(self.store.folder, self._settings, order, tell)
+        return list(done["done"])
 
     def find(self, reference: str) -> Image | None:
         """Return an image that is here; None when it is not. Raises ImageFailure for what is no name."""

@@ -1,6 +1,8 @@
 """The program that brings images to this machine. It reads one order, a line of JSON, and answers with lines of JSON.
 
     {"op": "pull", "folder": ..., "settings": ..., "reference": ...}
+    {"op": "load", "folder": ..., "settings": ..., "path": ..., "name": ..., "engine": ...,
+     "engine_name": ...}
     {"tell": "pulling python:3.12 63 % 41/65 MB"}*, then {"done": ...} or {"error": ..., "again": ...}
 
 It dies with the process that started it. After its last word it leaves behind a process that brings what was unpacked
@@ -10,7 +12,9 @@ to the disk.
 import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -38,14 +42,14 @@ def main() -> None:
     store = ImageStore(Path(order["folder"]))
     settings = ImageSettings.model_validate(order["settings"])
     try:
-        record = _pull(store, settings, order)
+        records = [_pull(store, settings, order)] if order["op"] == "pull" else _load(store, settings, order)
     except ImageFailure as error:
         say({"error": error.message, "again": error.again})
         return
-    say({"done": {"digest": record.digest}})
+    say({"done": [record.digest for record in records]})
     if os.fork() == 0:  # nobody needs to wait for the disk
         os.setsid()
-        store.settle(record.layers)
+        store.settle([diff_id for record in records for diff_id in record.layers])
         os._exit(0)
 
 
@@ -63,11 +67,49 @@ def _pull(store: ImageStore, settings: ImageSettings, order: dict[str, Any]) -> 
     source = RegistrySource(wanted, settings)
     resolved = source.resolve()
     name = ReferenceRecord(str(wanted), resolved.record.digest, resolved.digest, time.time())
-    bring(store, settings, resolved, [name], source.pieces, f"pulling {wanted.familiar}")
+    _bring(store, settings, resolved, [name], source.pieces, f"pulling {wanted.familiar}")
+    say({"tell": f"pulled {wanted.familiar}"})
     return resolved.record
 
 
-def bring(
+def _load(store: ImageStore, settings: ImageSettings, order: dict[str, Any]) -> list[ImageRecord]:
+    """Take images from an archive, or from an engine on this machine, which writes one."""
+    from runstead.images.archives import ArchiveSource
+
+    engine: str | None = order["engine"]
+    with tempfile.TemporaryFile(dir=store.folder) as file:
+        path = Path(order["path"] or f"/proc/self/fd/{file.fileno()}")
+        if engine is not None:
+            say({"tell": f"loading {order['engine_name']}: asking {engine}"})
+            _save(engine, order["engine_name"], file.fileno())
+        source = ArchiveSource(path, store.folder)
+        images = source.images()
+        if engine is None and order["name"] is not None and len(images) > 1:
+            raise ImageFailure(f"the archive has {len(images)} images, so none can be told to be {order['name']}")
+        for image in images:
+            references = [str(parse_reference(name)) for name in ([order["name"]] if order["name"] else image.names)]
+            if not references:
+                raise ImageFailure("the image has no name in the archive; give it one with --name")
+            digest = image.resolved.record.digest
+            names = [ReferenceRecord(one, digest, image.resolved.digest, time.time()) for one in references]
+            _bring(store, settings, image.resolved, names, source.pieces, f"loading {references[0]}")
+            say({"tell": f"loaded {', '.join(references)}"})
+    return [image.resolved.record for image in images]
+
+
+def _save(engine: str, name: str, into: int) -> None:
+    """Let an engine write an image. Raises ImageFailure with its words."""
+    command = [engine, "save", "--", name]
+    try:
+        saved = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=into, stderr=subprocess.PIPE, check=False)
+    except FileNotFoundError as error:
+        raise ImageFailure(f"there is no {engine} on this machine") from error
+    if saved.returncode != 0:
+        said = saved.stderr.decode(errors="replace").strip().splitlines()
+        raise ImageFailure(f"{engine} does not give the image: {said[-1] if said else saved.returncode}: {name}")
+
+
+def _bring(
     store: ImageStore,
     settings: ImageSettings,
     resolved: Resolved,
