@@ -6,6 +6,7 @@ without it the application.
 
 import html
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from runstead.model.errors import (
@@ -73,6 +74,14 @@ def answer(
             *(((b"Connection", b"close"),) if close else ()),
         ],
     ) + (b"" if head is not None and head.method == b"HEAD" else body)
+
+
+def told(said: Mapping[str, object], head: RequestHead) -> bytes:
+    """Return the whole answer for a request that was answered here, as JSON."""
+    body = json.dumps(said).encode()
+    fields = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(body))]
+    head_bytes = write_answer(200, _reason(200), [*fields, (b"Cache-Control", b"no-store")])
+    return head_bytes + (b"" if head.method == b"HEAD" else body)
 
 
 def bare(status: int, fields: list[Field], *, close: bool = False) -> bytes:

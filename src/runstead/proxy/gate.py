@@ -3,7 +3,8 @@
 A token in `Authorization` lets in. A browser cannot send one of itself, so it signs in on the server's pages and gets
 a *pass*: sealed, for one port, with the digest of the token it was given for. Where the port has a host for itself,
 the pass is a cookie of that host. Where it shares the server's origin, the pass is part of the path: pages of jobs
-run in a sandbox there, which sends no cookies.
+run in a sandbox there, which sends no cookies. Programs whose clients cannot send headers (a WebSocket library deep
+inside of an environment's client, for one) ask for such a path with their token.
 """
 
 import base64
@@ -25,9 +26,10 @@ from runstead.proxy import answers, cookies
 from runstead.proxy.heads import RequestHead
 from runstead.services.accounts import digest
 from runstead.services.exposure import Exposure, Visit
-from runstead.services.port_addresses import PREFIX, WORD, PortAddress, PortAddresses
+from runstead.services.port_addresses import PASS_WORD, PREFIX, WORD, PortAddress, PortAddresses
 
 _PASS_SECONDS = 12 * 3600
+_PROGRAM_PASS_SECONDS = 7 * 24 * 3600  # programs cannot sign in again; the token behind it is looked at each time
 _TICKET_SECONDS = 60
 _LAYOUT = struct.Struct(">Q32s")
 _NONCE_BYTES = 12
@@ -100,6 +102,8 @@ class Gate:
             if not answers.wants_page(head) or bearer:
                 raise
             return await self._lead_in(head, address, secure)
+        if address.word == PASS_WORD and bearer:
+            return self._hand_out(head, address, digest(bearer))
         if address.word == _ENTRY and visit.caller is None:  # a public port: nobody needs to sign in
             return Elsewhere(_redirect(f"{self._host_url(head, address, secure)}{address.target}"))
         crossing = not address.by_host and head.first(b"origin") == b"null"
@@ -125,9 +129,19 @@ class Gate:
     def _pass(self, head: RequestHead, address: PortAddress, secure: bool) -> tuple[bytes | None, bool]:
         """Return the digest of the token behind a pass, and whether it came as a cookie."""
         if not address.by_host:
-            return (None, False) if address.word in (WORD, _ENTRY) else (self._open(address, address.word, b"p"), False)
+            return (
+                (None, False)
+                if address.word in (WORD, _ENTRY, PASS_WORD)
+                else (self._open(address, address.word, b"p"), False)
+            )
         value = cookies.find(head.fields, _cookie_name(secure))
         return (self._open(address, value.decode("latin-1"), b"p") if value else None), True
+
+    def _hand_out(self, head: RequestHead, address: PortAddress, token_digest: bytes) -> Elsewhere:
+        """Give a program a path to the port that lets in whoever has it."""
+        sealed = self._seal(address, token_digest, _PROGRAM_PASS_SECONDS, b"p")
+        said = {"path": _path(address, sealed), "expiresInSeconds": _PROGRAM_PASS_SECONDS}
+        return Elsewhere(answers.told(said, head))
 
     # Browsers
 
