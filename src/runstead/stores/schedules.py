@@ -328,7 +328,9 @@ _DUE = (
     .limit(bindparam("limit"))
 )
 _NEXT_DUE = select(schedules.c.next_run_at).where(text(TO_RUN)).order_by(schedules.c.next_run_at).limit(1)
-_IN_OTHER_ZONES = select(*SCHEDULE_COLUMNS).where(text(TO_RUN), schedules.c.time_zone != bindparam("zone"))
+_IN_OTHER_ZONES = (
+    select(*SCHEDULE_COLUMNS).where(text(TO_RUN), schedules.c.time_zone != bindparam("zone")).order_by(schedules.c.seq)
+)
 _TO_FIRE = (
     select(*_WITH_EVENTS)
     .where(
