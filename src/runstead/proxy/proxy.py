@@ -174,11 +174,11 @@ class Proxy:
         if exchange.replayable:
             try:
                 backend = await self._backends.take(*exchange.way, fresh=True)
-            except PortError as error:
-                exchange.give_up(error)
+            except PortError:
+                pass  # it went away altogether
+            else:
+                exchange.begin(backend, b"")
                 return
-            exchange.begin(backend, b"")
-            return
         exchange.give_up(await self._exposure.blame(exchange.visit))
 
     def _now(self) -> float:
