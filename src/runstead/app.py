@@ -270,6 +270,7 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
         isolation=chosen.isolation,
         network=chosen.network,
         subnet=chosen.subnet,
+        egress=chosen.egress or None,
         log_limit_bytes=chosen.log_limit_bytes,
         pass_environment=chosen.pass_environment,
         grace_seconds=settings.jobs.cancel_grace_seconds,

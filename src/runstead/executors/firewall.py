@@ -1,8 +1,8 @@
 """The nftables rules around the bridge of the jobs, packed by hand: one table, made and removed as a whole.
 
 Out of the bridge: the rest of the world through masquerading, but not the machine's other addresses, not other
-jobs, and of link-local addresses (a cloud's credentials live there) only name service. Into it: answers, and
-what this machine itself begins.
+jobs, and of link-local addresses (a cloud's credentials live there) only name service; or, where the configuration
+lists what jobs may reach, that and nothing else. Into it: answers, and what this machine itself begins.
 """
 
 import shutil
@@ -12,6 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from runstead.executors.egress import Opening
 from runstead.executors.netlink import (
     NETLINK_NETFILTER,
     NLM_F_APPEND,
@@ -43,6 +44,7 @@ class Firewall:
     subnet: IPv4Network
     address: IPv4Address  # of the bridge
     port: int | None  # of the server, the one service of this machine that jobs may reach
+    openings: tuple[Opening, ...] | None = None  # all of the outside that jobs may reach; None: everything
 
     def apply(self) -> None:
         """Put the rules in place, over those of an earlier run. All at once or not at all."""
@@ -101,13 +103,16 @@ class Firewall:
     def _forward(self) -> list[list[bytes]]:
         out, into = _name(_IIFNAME, self.bridge), _name(_OIFNAME, self.bridge)
         link_local = _to(IPv4Address("169.254.0.0"), 16)
+        inwards = [[*into, *_is_answer(), _verdict(_ACCEPT)], [*into, _verdict(_DROP)]]
+        if self.openings is not None:
+            accepted = [[*out, *rule, _verdict(_ACCEPT)] for one in self.openings for rule in _opening(one)]
+            return [[*out, *into, _verdict(_DROP)], *accepted, [*out, _verdict(_DROP)], *inwards]
         return [
             [*out, *into, _verdict(_DROP)],
             [*out, *link_local, *_to_port(socket.IPPROTO_UDP, 53), _verdict(_ACCEPT)],
             [*out, *link_local, *_to_port(socket.IPPROTO_TCP, 53), _verdict(_ACCEPT)],
             [*out, *link_local, _verdict(_DROP)],
-            [*into, *_is_answer(), _verdict(_ACCEPT)],
-            [*into, _verdict(_DROP)],
+            *inwards,
         ]
 
     def _masquerade(self) -> list[bytes]:
@@ -188,6 +193,14 @@ def _to(address: IPv4Address, prefix: int) -> list[bytes]:
 def _to_port(protocol: int, port: int) -> list[bytes]:
     load = _expression("meta", _number(1, _REGISTER), _number(2, _L4PROTO))
     return [load, _compare(bytes([protocol])), _load(_TRANSPORT, 2, 2), _compare(struct.pack(">H", port))]
+
+
+def _opening(opening: Opening) -> list[list[bytes]]:
+    """Return the conditions under which a packet goes to what is open, each of them enough."""
+    there = _to(opening.network.network_address, opening.network.prefixlen)
+    if opening.port is None:
+        return [there]
+    return [[*there, *_to_port(protocol, opening.port)] for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)]
 
 
 def _verdict(code: int) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from runstead.executors.agent.inside import Insides
 from runstead.executors.attempts import PROBE_ID, Attempts
+from runstead.executors.egress import Egress
 from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.launching import Launcher
@@ -48,6 +49,8 @@ class NativeSettings:
     network: Literal["auto", "private", "host", "none"] = "auto"
     # The private network, e.g. "10.213.0.0/20"; None: one that this machine has no route to.
     subnet: str | None = None
+    # All that jobs may reach outside of this machine, as runstead.executors.egress has it; None: everything.
+    egress: tuple[str, ...] | None = None
     # The port of the server that jobs may reach on the bridge; None: none.
     server_port: int | None = None
     # Of one attempt's log. What a job writes beyond is dropped, and the log says so.
@@ -91,6 +94,7 @@ class NativeExecutor(Executor):
         self._isolation = "none"
         self._places: list[list[str]] = []
         self._network: JobNetwork | None = None
+        self._egress: Egress | None = None
         self._presence = -1  # a lock that every server on this directory shares
 
     # What subclasses say
@@ -280,19 +284,27 @@ class NativeExecutor(Executor):
 
     async def _find_network(self) -> list[str]:
         """Make jobs a private network if we may; return what is missing for it."""
-        wish = self._settings.network
-        if wish in ("host", "none"):
+        wish, egress = self._settings.network, self._settings.egress
+        if wish == "none" or (wish == "host" and egress is None):
             return []
         failure = "needs a server that runs as root, and namespaces"
-        if self._isolation == "root":
-            network = JobNetwork(self._instance, self._settings.subnet, self._settings.server_port)
+        unknown: list[str] = []
+        if self._isolation == "root" and wish != "host":
+            if egress is not None:
+                self._egress = Egress(egress)
+                unknown = await asyncio.to_thread(self._egress.refresh)
+            network = JobNetwork(self._instance, self._settings.subnet, self._settings.server_port, self._egress)
             try:
                 await network.open(self._node / "attempts")
             except OSError as error:
                 failure = str(error)
             else:
                 self._network = network
-                return missing_name_service()
+                if egress is None:
+                    return missing_name_service()
+                return [f"jobs cannot reach {name} of executor.egress: nobody knows its address" for name in unknown]
+        if egress is not None:
+            raise Unavailable(f"executor.egress needs jobs to have a network of their own: {failure}")
         if wish == "private":
             raise Unavailable(f"network = private is not possible here: {failure}")
         return [f"jobs share this machine's network and its ports: {failure}"]
@@ -360,6 +372,7 @@ class NativeExecutor(Executor):
             isolation=self._isolation,
             network=NO_NETWORK if self._settings.network == "none" else None,
             address=None,
+            hosts=self._egress.hosts() if self._egress else [],
             cgroups=self._places,
             mounts=[[str(one.source), one.target, "ro" if one.read_only else "rw"] for one in launch.mounts],
             view=root.view,

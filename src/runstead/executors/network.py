@@ -18,6 +18,7 @@ from pathlib import Path
 from zlib import crc32
 
 from runstead.executors import netlink
+from runstead.executors.egress import Egress
 from runstead.executors.firewall import Firewall
 from runstead.executors.netlink import NETLINK_ROUTE, NetlinkSocket
 from runstead.model.errors import Unavailable
@@ -26,6 +27,7 @@ from runstead.node import cgroups, syscalls
 _BRIDGE_PREFIX, _PORT_PREFIX = "rsb", "rsv"
 _READY = 4  # namespaces kept ready; a busy executor makes more while jobs start
 _UNCLAIMED_SECONDS = 60.0
+_LOOK_SECONDS = 60.0  # between two looks at what names mean that jobs may reach
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _INSIDE_INDEX = 2
 
@@ -33,13 +35,22 @@ _INSIDE_INDEX = 2
 class JobNetwork:
     """The private network of one executor."""
 
-    def __init__(self, instance: str, subnet: str | None = None, server_port: int | None = None) -> None:
+    def __init__(
+        self,
+        instance: str,
+        subnet: str | None = None,
+        server_port: int | None = None,
+        egress: Egress | None = None,
+    ) -> None:
+        """`egress` is all of the outside that jobs may reach; None: everything."""
         self._folder = Path(f"/run/runstead-{instance}")
         self._state_path = self._folder / "state.json"
         self._instance = instance[:8]
         self._bridge = _BRIDGE_PREFIX + self._instance
         self._wanted_subnet = IPv4Network(subnet) if subnet else None
         self._server_port = server_port
+        self._egress = egress
+        self._looking: asyncio.Task[None] | None = None
         self._subnet = IPv4Network("0.0.0.0/0")
         self._ready: list[str] = []
         self._used: dict[str, str] = {}  # attempt: address
@@ -59,10 +70,15 @@ class JobNetwork:
     async def open(self, attempts: Path) -> None:
         """Make the bridge and its rules, or find them again; raises OSError where that is not possible."""
         await asyncio.get_running_loop().run_in_executor(self._maker, self._open, attempts)
+        if self._egress is not None and self._egress.has_names:
+            self._looking = asyncio.create_task(self._look_again(self._egress))
         self._fill()
 
     async def close(self, *, remove: bool) -> None:
         """Stop making namespaces; with `remove` take away everything."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         await asyncio.gather(*self._making, return_exceptions=True)
         if remove:
             await asyncio.get_running_loop().run_in_executor(self._maker, self.remove_all)
@@ -70,6 +86,16 @@ class JobNetwork:
         if self._machine_namespace >= 0:
             os.close(self._machine_namespace)
             self._machine_namespace = -1
+
+    async def _look_again(self, egress: Egress) -> None:
+        """Keep up with names that move."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            before = egress.openings()
+            await asyncio.to_thread(egress.refresh)
+            if egress.openings() != before:
+                with contextlib.suppress(OSError):  # what was allowed before stays; next time it may work
+                    await asyncio.to_thread(self._firewall().apply)
 
     async def claim(self, name: str) -> tuple[str, str]:
         """Return path and address of a namespace for an attempt; the same one when asked again."""
@@ -145,7 +171,9 @@ class JobNetwork:
         self._adopt(attempts)
 
     def _firewall(self) -> Firewall:
-        return Firewall(f"runstead_{self._instance}", self._bridge, self._subnet, self._subnet[1], self._server_port)
+        openings = None if self._egress is None else tuple(self._egress.openings())
+        table = f"runstead_{self._instance}"
+        return Firewall(table, self._bridge, self._subnet, self._subnet[1], self._server_port, openings)
 
     def _read_state(self) -> dict[str, str]:
         try:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 _UPSTREAM_RESOLVERS = Path("/run/systemd/resolve/resolv.conf")
 # Replaced for each job, in the text of its files.
-_HOST_NAME, _HOST_ADDRESS = "@hostname@", "@address@"
+_HOST_NAME, _HOST_ADDRESS, _MORE_HOSTS = "@hostname@", "@address@", "@hosts@"
 
 
 def network_files(private_network: bool) -> list[list[str]]:
     """Return [path, text] of the files by which programs find names."""
     hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
-    hosts += f"{_HOST_ADDRESS if private_network else '127.0.1.1'} {_HOST_NAME}\n"
+    hosts += f"{_HOST_ADDRESS if private_network else '127.0.1.1'} {_HOST_NAME}\n{_MORE_HOSTS}"
     return [
         ["/etc/hosts", hosts],
         ["/etc/hostname", f"{_HOST_NAME}\n"],

@@ -28,6 +28,7 @@ from pydantic import (
 from runstead.kit import sources
 from runstead.kit.sizes import format_size, parse_size
 from runstead.kit.sources import Given, SettingsError
+from runstead.kit.targets import parse_target
 
 # Proxies, package indexes, certificates: without them a job on a company network cannot install anything. And the
 # time zone.
@@ -75,6 +76,12 @@ def _subnet(value: str) -> str:
     if network.prefixlen > 24:
         raise ValueError("should have room for jobs: a prefix of at most /24")
     return str(network)
+
+
+def _targets(value: tuple[str, ...]) -> tuple[str, ...]:
+    for target in value:
+        parse_target(target)
+    return value
 
 
 def _endpoint(value: str) -> str:
@@ -267,6 +274,13 @@ class ExecutorSettings(Section):
         default=67_108_864,
         description="Size of /dev/shm in containers. The default is Docker's; what passes large arrays between "
         "processes, as data loaders do, wants more. It counts as memory of the job.",
+    )
+    egress: Annotated[Names, AfterValidator(_targets)] = Field(
+        default=(),
+        description="All that jobs may reach outside of this machine, such as `10.0.0.0/8, pypi.org:443`: networks, "
+        "addresses and names, with a port or with all of them. Jobs find the names that are listed in their hosts "
+        "file, and reach no name server unless it is listed too. Empty: everything. Where jobs cannot have a network "
+        "of their own the server refuses to start with it.",
     )
     volumes: Literal["auto", "fill", "mount"] = Field(
         default="auto",

@@ -117,6 +117,7 @@ class Request:
         "devices",
         "environment",
         "grace_seconds",
+        "hosts",
         "isolation",
         "job_id",
         "log_limit_bytes",
@@ -153,6 +154,7 @@ class Request:
         isolation: str,
         network: str | None,
         address: str | None,
+        hosts: list[list[str]],
         cgroups: list[list[str]],
         mounts: list[list[str]],
         view: View | None,
@@ -176,10 +178,19 @@ class Request:
         self.isolation = isolation  # "root", "user" or "none"
         self.network = network  # path of a network namespace, or NO_NETWORK; None: the machine's own
         self.address = address  # of the job in that network
+        self.hosts = hosts  # names that the job knows without asking anybody: [address, name]
         self.cgroups = cgroups  # [kind, directory] in which to make one for the job
         self.mounts = mounts  # volumes: [directory of the machine, absolute path in the job, "ro" or "rw"]
         self.view = view  # of the machine, for a job that runs on its system; else None
         self.container = container  # for a job that runs from an image; else None
+
+    def fill(self, text: str) -> str:
+        """Put what is known of this attempt into the text of a small file."""
+        hosts = "".join(f"{address} {name}\n" for address, name in self.hosts)
+        names = {"@hostname@": self.job_id, "@address@": self.address or "127.0.1.1", "@hosts@": hosts}
+        for name, value in names.items():
+            text = text.replace(name, value)
+        return text
 
     def to_message(self) -> "dict[str, Any]":
         """Return the form that travels."""

@@ -61,6 +61,7 @@ def _request(view: View | None, container: Container | None) -> Request:
         isolation="root",
         network=None,
         address=None,
+        hosts=[["192.0.2.1", "example.org"]],
         mounts=[["/node/0", "/data", "rw"]],
         cgroups=[["v2", "/x"]],
         view=view,
@@ -86,3 +87,8 @@ def test_half_a_message_is_none() -> None:
         with ours:
             ours.sendall(framing.encode({"a": "b"})[:-1])
         assert framing.receive(theirs) is None
+
+
+def test_small_files_tell_of_the_attempt() -> None:
+    request = _request(_view(), None)
+    assert request.fill("@address@ @hostname@\n@hosts@.") == f"127.0.1.1 {'a' * 24}\n192.0.2.1 example.org\n."

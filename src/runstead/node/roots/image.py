@@ -79,11 +79,8 @@ def build(request: "Request", container: "Container", base: Foundation) -> None:
     syscalls.pivot_root_here()
     for tree in trees:
         _attach(tree, owner)
-    names = {"@hostname@": request.job_id, "@address@": request.address or "127.0.1.1"}
     for target, text in container.files:
-        for name, value in names.items():
-            text = text.replace(name, value)
-        _write(target, text, owner)
+        _write(target, request.fill(text), owner)
     parts.processes("/proc")
     _system(groups)
 

@@ -31,11 +31,8 @@ def build(
     _own_folders(root, folder, owner)
     for source, target in view.binds:
         _bind(source, root + target)
-    names = {"@hostname@": request.job_id, "@address@": request.address or "127.0.1.1"}
     for target, text in view.files:
-        for name, value in names.items():
-            text = text.replace(name, value)
-        _place(root, target, text)
+        _place(root, target, request.fill(text))
     parts.devices(root, request.devices, owner, limit)
     parts.processes(root + "/proc")
     for path in view.sys:

@@ -1,0 +1,164 @@
+"""What jobs may reach when that is listed, tried against an outside of our own: a network namespace behind a link."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from container_images import OneImage
+from runstead.executors.interface import Executor
+from runstead.executors.native import NativeSettings
+from runstead.executors.oci import OciExecutor, OciSettings, problem
+from runstead.executors.process import ProcessExecutor
+from runstead.model.errors import Unavailable
+from runstead.model.ids import new_id
+from runstead.model.launches import AttemptState, Launch
+from runstead.node.logformat import PREFIX_BYTES
+
+_LISTEN = """
+import select, socket, sys
+listeners = [socket.create_server(("0.0.0.0", port)) for port in (8001, 8002)]
+print("ready", flush=True)
+while True:
+    for listener in select.select(listeners, [], [])[0]:
+        listener.accept()[0].close()
+"""
+_TRY = """
+import socket, sys
+for target in sys.argv[1:]:
+    host, _, port = target.partition(":")
+    try:
+        socket.create_connection((host, int(port)), 2).close()
+        print(target, "yes")
+    except OSError:
+        print(target, "no")
+"""
+
+
+def _process(data_dir: Path, settings: NativeSettings) -> Executor:
+    return ProcessExecutor(data_dir, settings, lambda _kind, _job_id: None)
+
+
+def _oci(data_dir: Path, settings: NativeSettings) -> Executor:
+    return OciExecutor(data_dir, OciSettings(settings), OneImage(), lambda _kind, _job_id: None)
+
+
+ROWS: dict[str, Callable[[Path, NativeSettings], Executor]] = {"process": _process, "oci": _oci}
+
+
+@pytest.fixture(scope="module")
+def outside() -> Iterator[tuple[str, str]]:
+    """Two addresses beyond this machine, on which ports 8001 and 8002 are open."""
+    if os.geteuid() != 0 or shutil.which("ip") is None or problem() is not None:
+        pytest.skip("needs root and iproute2")
+    name, near = f"rsout{os.getpid()}", f"rso{os.getpid()}"[:15]
+    first = 8 * (os.getpid() % 8000)
+    base = f"198.19.{first >> 8}.{{}}"
+    addresses = [base.format((first & 255) + last) for last in (1, 2, 3)]
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        for words in (
+            f"link add {near} type veth peer name eth0 netns {name}",
+            f"addr add {addresses[0]}/29 dev {near}",
+            f"link set {near} up",
+            f"-n {name} addr add {addresses[1]}/29 dev eth0",
+            f"-n {name} addr add {addresses[2]}/29 dev eth0",
+            f"-n {name} link set eth0 up",
+        ):
+            subprocess.run(["ip", *words.split()], check=True)
+        listening = subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, "-c", _LISTEN], stdout=subprocess.PIPE, text=True
+        )
+        assert listening.stdout is not None
+        assert listening.stdout.readline() == "ready\n"
+        yield addresses[1], addresses[2]
+        listening.kill()
+        listening.wait()
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+async def _reached(executor: Executor, folder: Path, *targets: str) -> dict[str, str]:
+    job_id = new_id(datetime.now(UTC))
+    launch = Launch(
+        job_id=job_id,
+        attempt=1,
+        namespace="alice",
+        image="any",
+        argv=("python3", "-c", _TRY, *targets),
+        environment={},
+        cpu_millicores=1000,
+        memory_bytes=256 << 20,
+        disk_bytes=None,
+        gpu_ids=(),
+        timeout_seconds=60,
+        log_path=folder / f"{job_id}.log",
+        log_not_before=datetime.fromtimestamp(0, UTC),
+        preamble=(),
+    )
+    handle = await executor.start(launch)
+    async with asyncio.timeout(60):
+        while (await executor.poll([handle]))[0].state is AttemptState.RUNNING:
+            await asyncio.sleep(0.01)
+    await executor.remove(handle)
+    lines = [line[PREFIX_BYTES:].decode() for line in launch.log_path.read_bytes().splitlines()]
+    return dict(line.rsplit(" ", 1) for line in lines)
+
+
+@pytest.fixture(params=ROWS)
+async def build(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[..., Executor]]:
+    made: list[Executor] = []
+
+    def build(**settings: object) -> Executor:
+        data_dir = tmp_path / f"data{len(made)}"
+        data_dir.mkdir()
+        made.append(ROWS[request.param](data_dir, NativeSettings(**settings)))
+        return made[-1]
+
+    yield build
+    for executor in made:
+        await executor.close()
+
+
+async def test_what_is_listed_is_reached_and_nothing_else(
+    build: Callable[..., Executor], outside: tuple[str, str], tmp_path: Path
+) -> None:
+    one, two = outside
+    targets = [f"{address}:{port}" for address in outside for port in (8001, 8002)]
+    everywhere = build()
+    await everywhere.open()
+    assert await _reached(everywhere, tmp_path, *targets) == dict.fromkeys(targets, "yes")
+    bounded = build(egress=(f"{one}:8001", f"{two}/32", "no-such-name.invalid:443"))
+    capabilities = await bounded.open()
+    assert any("no-such-name.invalid" in text for text in capabilities.missing)
+    assert await _reached(bounded, tmp_path, *targets) == {
+        f"{one}:8001": "yes",
+        f"{one}:8002": "no",
+        f"{two}:8001": "yes",
+        f"{two}:8002": "yes",
+    }
+    other = build(egress=("192.0.2.0/24",))
+    await other.open()
+    assert await _reached(other, tmp_path, *targets) == dict.fromkeys(targets, "no")
+
+
+async def test_jobs_without_a_network_reach_nothing(
+    build: Callable[..., Executor], outside: tuple[str, str], tmp_path: Path
+) -> None:
+    lonely = build(network="none")
+    await lonely.open()
+    assert await _reached(lonely, tmp_path, f"{outside[0]}:8001", "127.0.0.1:1") == {
+        f"{outside[0]}:8001": "no",
+        "127.0.0.1:1": "no",
+    }
+
+
+async def test_a_list_that_cannot_be_kept_is_refused(build: Callable[..., Executor]) -> None:
+    with pytest.raises(Unavailable, match="egress"):
+        await build(egress=("10.0.0.0/8",), network="host").open()
