@@ -35,8 +35,11 @@ def receive(connection: socket.socket) -> "dict[str, Any] | None":
 
 
 def decode(body: bytes) -> "dict[str, Any]":
-    """Return the message whose body this is."""
-    return json.loads(body)
+    """Return the message whose body this is. Raises ValueError for what is none."""
+    message: Any = json.loads(body)
+    if message.__class__ is not dict:
+        raise ValueError("a message is an object")
+    return message
 
 
 class Incoming:

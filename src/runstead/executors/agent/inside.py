@@ -14,7 +14,7 @@ from runstead.executors.agent.file import InsideFile
 from runstead.executors.agent.lanes import LaneCut, Lanes
 from runstead.executors.attempts import Attempts
 from runstead.executors.inside import Execution, Inside, OpenFile
-from runstead.model.errors import Invalid, NotRunning, RunsteadError, Unavailable, Unsupported
+from runstead.model.errors import Invalid, NotRunning, RunsteadError, Unsupported
 from runstead.model.executions import Background, Command, FileEntry
 from runstead.model.launches import AttemptState
 from runstead.node.inside import agent
@@ -51,7 +51,7 @@ class AgentInside(Inside):
         try:
             started, fds = await lane.ask(message)
         except LaneCut:
-            raise Unavailable(f"the program was cut off before it began: {self._name}") from None
+            raise await self._lanes.why_cut() from None
         except RunsteadError:
             self._lanes.give_back(lane)
             raise
@@ -64,7 +64,7 @@ class AgentInside(Inside):
         try:
             started, _ = await lane.ask(message)
         except LaneCut:
-            raise Unavailable(f"the program was cut off before it began: {self._name}") from None
+            raise await self._lanes.why_cut() from None
         except RunsteadError:
             self._lanes.give_back(lane)
             raise
@@ -86,7 +86,7 @@ class AgentInside(Inside):
         try:
             return (await lane.ask(message))[0]
         except LaneCut:
-            raise Unavailable(f"what was asked for inside of the job was cut off: {self._name}") from None
+            raise await self._lanes.why_cut() from None
         finally:
             lane.close()
 
@@ -187,6 +187,8 @@ class Insides:
 
     async def find(self, name: str) -> AgentInside:
         """Return that of a running attempt. Raises NotRunning, Unsupported."""
+        if name in self._known and self._attempts.observe(name).state is not AttemptState.RUNNING:
+            self.forget(name)
         if name not in self._known:
             [seen, facts] = await asyncio.to_thread(lambda: (self._attempts.observe(name), self._attempts.facts(name)))
             if seen.state is not AttemptState.RUNNING:

@@ -169,7 +169,7 @@ class Lanes:
             except LaneCut:
                 lane.close()
                 if last:
-                    raise Unavailable(f"what was asked for inside of the job was cut off: {self._name}") from None
+                    raise await self.why_cut() from None
                 continue
             except RunsteadError:
                 self.give_back(lane)
@@ -180,6 +180,16 @@ class Lanes:
             self.give_back(lane)
             return answer
         raise AssertionError
+
+    async def why_cut(self) -> RunsteadError:
+        """Return what to raise when a lane was cut in the middle of a request."""
+        for pause in _BUSY_PAUSES:  # if the attempt is ending just now, this is soon to be seen
+            try:
+                (await self.connect()).close()
+            except RunsteadError as error:
+                return error
+            await asyncio.sleep(pause)
+        return Unavailable(f"what served the request inside of the job was killed: {self._name}")
 
     async def connect(self) -> Lane:
         """Make a new lane. Raises NotRunning, Unavailable."""

@@ -120,8 +120,9 @@ class Agent:
 
     def finish(self) -> None:
         """Let workers go as soon as what they attend to has ended; no more are made."""
-        self._poll.unregister(self._listener)
-        self._listener.close()
+        if self._listener.fileno() >= 0:
+            self._poll.unregister(self._listener)
+            self._listener.close()
         for mine in list(self._workers.values()):
             self._tell(mine, {"op": "finish"})
 
