@@ -27,7 +27,6 @@ class Tree:
         self._root = os.open(root, _PATH_FLAGS)
         self._folders: dict[bytes, int] = {}
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self.made: list[bytes] = []  # parents that no member of the archive had named so far
 
     def close(self) -> None:
         """Let go of all descriptors."""
@@ -66,9 +65,10 @@ class Tree:
 
     def _make(self, path: bytes) -> int:
         parent, _, name = path.rpartition(b"/")
-        # A dangling link in the way shows as "exists" here and is not followed.
-        os.mkdir(name, 0o755, dir_fd=self.folder(parent))
-        self.made.append(path)
+        try:
+            os.mkdir(name, 0o755, dir_fd=self.folder(parent))
+        except FileExistsError:
+            raise Damaged(f"the archive has a path through a link that leads to nothing: {path[:200]!r}") from None
         return self._open(path)
 
     def _open(self, path: bytes) -> int:
