@@ -71,6 +71,7 @@ class Exchange:
         self.began_at = self.active_at = asyncio.get_running_loop().time()
         self.answering = False  # the final head of the answer was sent
         self.client_full = False
+        self.gone = False  # the client is
         self._client = client
         self._passage = passage
         self._target = target
@@ -242,6 +243,7 @@ class Exchange:
 
     def client_lost(self) -> None:
         """The client is gone, and the job shall notice."""
+        self.gone = True
         self._let_go()
 
     def job_eof(self) -> bool:

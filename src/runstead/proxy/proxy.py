@@ -177,7 +177,10 @@ class Proxy:
             except PortError:
                 pass  # it went away altogether
             else:
-                exchange.begin(backend, b"")
+                if exchange.gone:
+                    backend.release()
+                else:
+                    exchange.begin(backend, b"")
                 return
         exchange.give_up(await self._exposure.blame(exchange.visit))
 
