@@ -4,14 +4,45 @@ import http.client
 import json
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import pytest
+
+import registry
 from calls import Answer, Api
 from clients import Server, eventually
+from container_images import debian_root
+from runstead.executors.oci import problem
+
+EXECUTORS = ("process", "oci")
 
 COMMAND = ["/bin/sh", "-c", "echo the command of a sandbox is not run; exit 3"]
+
+
+@contextmanager
+def serving(executor: str, folders: pytest.TempPathFactory) -> Iterator[Server]:
+    """Run a server whose sandboxes are of this executor; python:3.12 is a small Debian there."""
+    data_dir = folders.mktemp(executor) / "data"
+    if executor != "oci":
+        started = Server(data_dir, ("--stop-jobs-at-exit",)).start()
+        try:
+            yield started
+        finally:
+            started.stop()
+        return
+    if (lacking := problem()) is not None:
+        pytest.skip(lacking)
+    with registry.registry(folders.mktemp("registry")) as images:
+        images.push("library/python", registry.build([registry.archive_of(debian_root())]), "3.12")
+        environment = {"RUNSTEAD_EXECUTOR_KIND": "oci", "RUNSTEAD_IMAGES_MIRRORS": f"docker.io={images.host}"}
+        started = Server(data_dir, ("--stop-jobs-at-exit",), environment).start()
+        try:
+            yield started
+        finally:
+            started.stop()
 
 
 def create_body(token: str, mode: str = "dedicated", idle: int | None = 600, **more: Any) -> dict[str, Any]:
@@ -149,7 +180,7 @@ def create(server: Server, mode: str = "dedicated", idle: int | None = 600, **mo
     answer = Api(server).post(f"/api/jobs/{server.owner}", create_body(token, mode, idle, **more))
     assert answer.status == 200, answer
     made = RawSandbox(server, answer.json, token)
-    ready = eventually(lambda: made.call("GET", "~/health").status == 200, 30)
+    ready = eventually(lambda: made.call("GET", "~/health").status == 200, 60)
     assert ready, (made.call("GET", "~/health"), Api(server).job(made.id))
     return made
 

@@ -14,6 +14,12 @@ from clients import Server, eventually
 from sandboxes import RawSandbox
 
 
+@pytest.fixture(scope="module", params=sandboxes.EXECUTORS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with sandboxes.serving(request.param, tmp_path_factory) as started:
+        yield started
+
+
 @pytest.fixture(scope="module")
 def box(server: Server) -> Iterator[RawSandbox]:
     made = sandboxes.create(server, environment={"FROM_ENV": "1"}, secrets={"A_SECRET": "s3cret"})

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
+import sandboxes
 from calls import Api
 from clients import Client, Server, eventually, make_client
 
 SANDBOX_VERSIONS = ("2.4.0", "1.28.0")  # 1.9.0 has none
+
+
+@pytest.fixture(scope="module", params=sandboxes.EXECUTORS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with sandboxes.serving(request.param, tmp_path_factory) as started:
+        yield started
 
 
 @pytest.fixture(params=SANDBOX_VERSIONS)
