@@ -47,8 +47,10 @@ from runstead.model.hardware import Accelerator, Flavor, Machine
 from runstead.model.ids import new_id
 from runstead.objects.disk import DiskObjectStore
 from runstead.objects.interface import ObjectStore
+from runstead.proxy.certificates import OwnCertificates, ServerTls, names_of
 from runstead.proxy.door import Door
 from runstead.proxy.gate import Gate
+from runstead.proxy.listening import Listener
 from runstead.proxy.native import Native
 from runstead.proxy.proxy import Proxy
 from runstead.sandbox.native import SandboxPort
@@ -115,6 +117,7 @@ _BACKLOG = 2048
 _URL_FILE = "server.url"
 _SWITCH_SECONDS = 0.0005
 _STOP_JOBS_SECONDS = 20.0
+_CERTIFICATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +364,21 @@ def build_proxy(
     return Proxy(exposure, gate, addresses, settings.proxy.answer_seconds, native, own)
 
 
+def build_tls(settings: Settings) -> ServerTls | None:
+    """Return what https is spoken with, if it is. Raises Unavailable for certificates that cannot be used."""
+    chosen = settings.proxy
+    if chosen.certificate is not None and chosen.key is not None:
+        return ServerTls(chosen.certificate, chosen.key)
+    if chosen.tls == "off":
+        return None
+    own = OwnCertificates(settings.server.data_dir / "tls", SystemClock())
+    domain = chosen.domain and urlsplit(chosen.domain if "://" in chosen.domain else f"//{chosen.domain}").hostname
+    public = urlsplit(settings.server.public_url or "").hostname or ""
+    host = settings.server.host
+    names = names_of(domain, public, socket.gethostname(), "" if host in ("0.0.0.0", "::") else host)  # noqa: S104
+    return ServerTls(own.certificate, own.key, (own, names))
+
+
 async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None, stop_jobs_at_exit: bool) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -400,8 +418,9 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
                 backlog=_BACKLOG,
             )
         )
+        tls = build_tls(settings)
         (settings.server.data_dir / _URL_FILE).write_text(_node_endpoint(settings, port), encoding="utf-8")
-        serving = asyncio.create_task(_run_http(http, listeners))
+        serving = asyncio.create_task(_run_http(http, listeners, tls))
         duties = [asyncio.create_task(duty) for duty in server.duties()]
         try:
             if on_ready is not None:
@@ -430,15 +449,34 @@ class Connection(Door, BodyProtocol):
     """A connection of a client: requests for ports of jobs, and those for the server itself."""
 
 
-async def _run_http(http: uvicorn.Server, listeners: list[socket.socket]) -> None:
+async def _run_http(http: uvicorn.Server, listeners: list[socket.socket], tls: ServerTls | None) -> None:
     """Serve without uvicorn's own signal handling: what a signal means is decided here."""
     config = http.config
     if not config.loaded:
         config.load()
     http.lifespan = config.lifespan_class(config)
-    await http.startup(sockets=listeners)
+    if tls is None:
+        await http.startup(sockets=listeners)
+        await http.main_loop()
+        await http.shutdown(sockets=listeners)
+        return
+    await http.startup(sockets=[])
+    protocol = partial(
+        config.http_protocol_class, config=config, server_state=http.server_state, app_state=http.lifespan.state
+    )
+    doors = [Listener(one, protocol, tls.context) for one in listeners]
+    refreshing = asyncio.create_task(forever("tls", partial(_refresh, tls)))
     await http.main_loop()
-    await http.shutdown(sockets=listeners)
+    for door in doors:
+        door.close()
+    refreshing.cancel()
+    await http.shutdown(sockets=[])
+
+
+async def _refresh(tls: ServerTls) -> None:
+    while True:
+        await asyncio.sleep(_CERTIFICATE_SECONDS)
+        tls.refresh()
 
 
 class _Server:
