@@ -261,18 +261,23 @@ class RegistryServer:
 
 @contextmanager
 def registry(
-    folder: Path, *, login: tuple[str, str] | None = None, tls: bool = False, tokens: "TokenServer | None" = None
+    folder: Path,
+    *,
+    login: tuple[str, str] | None = None,
+    tls: bool = False,
+    tokens: "TokenServer | None" = None,
+    address: str = "127.0.0.1",
 ) -> Iterator[RegistryServer]:
     """Run a registry over a folder: open, or with a login by name and password, or with tokens of another server."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("needs the Debian package docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
-    host = f"127.0.0.1:{free_port()}"
+    host = f"{address}:{free_port()}"
     http_part: dict[str, Any] = {"addr": host}
     server = RegistryServer(host, folder / "registry.log")
     if tls:
-        server.certificate, key = make_certificate(folder)
+        server.certificate, key = make_certificate(folder, address)
         http_part["tls"] = {"certificate": str(server.certificate), "key": str(key)}
         server.scheme = "https"
     settings: dict[str, Any] = {
@@ -332,12 +337,12 @@ def _bcrypt(password: str) -> str:
     return "$2y$" + hashed.decode()[4:]
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for 127.0.0.1, signed by itself, and its key."""
+def make_certificate(folder: Path, address: str = "127.0.0.1") -> tuple[Path, Path]:
+    """Make a certificate for an address, signed by itself, and its key."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=test registry"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:TRUE"]
+    command += ["-addext", f"subjectAltName=IP:{address}", "-addext", "basicConstraints=critical,CA:TRUE"]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key
 
@@ -443,7 +448,8 @@ class FaultyProxy:
                     headers.pop("Range", None)
                 connection = http.client.HTTPConnection(behind.host, timeout=30)
                 with contextlib.closing(connection):
-                    connection.request("GET", self.path, headers=headers)
+                    path = self.path.removeprefix(f"http://{behind.host}")
+                    connection.request("GET", path, headers=headers)
                     answer = connection.getresponse()
                     body = answer.read()
                     kept = {k: v for k, v in answer.getheaders() if k.lower() not in ("connection", "date")}

@@ -7,8 +7,9 @@ from runstead.images.references import parse_reference
 from runstead.images.store import ImageStore, StoredImage
 from runstead.model.errors import Conflict, ImageFailure, NotFound
 
-# Between finding an image and holding it: nobody takes longer.
+# Between finding an image and holding it nobody takes longer; who wants all to go need not wait as long.
 _GRACE_SECONDS = 120.0
+_SHORT_GRACE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def prune(
         images = store.images()
         for image in reversed(images):
             age = now - image.used_at
-            if image.holders or age < (0 if unused_seconds == 0 else _GRACE_SECONDS):
+            if image.holders or age < (_SHORT_GRACE_SECONDS if unused_seconds == 0 else _GRACE_SECONDS):
                 continue
             too_old = unused_seconds is not None and age >= unused_seconds
             rest = [one for one in images if one not in gone]

@@ -79,6 +79,7 @@ def fetch(
                     os.close(key.fd)
                     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                     if code != 0:
+                        store.discard_unpacked(layer.diff_id, pid)
                         raise _died(code, layer)
                     continue
                 for line in key.data.take(data):
@@ -90,11 +91,12 @@ def fetch(
                     _check_sum(unpacked, limits)
     finally:
         selector.close()
-        for reader, (pid, _) in children.items():
+        for reader, (pid, layer) in children.items():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             os.close(reader)
             os.waitpid(pid, 0)
+            store.discard_unpacked(layer.diff_id, pid)
 
 
 class _Lines:

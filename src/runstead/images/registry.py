@@ -338,12 +338,12 @@ class Registry:
                 )
             case ProxyError():
                 return f"the proxy does not let us through: {_plain(cause)}"
-            case ConnectTimeoutError():
-                return "it does not answer to connections"
             case ReadTimeoutError():
                 return f"it was silent for {self._timeout.read_timeout or 0:.0f} s"
             case NewConnectionError():
                 return _plain(cause)
+            case ConnectTimeoutError():  # of which the one above is a kind
+                return "it does not answer to connections"
             case _:
                 return f"the connection broke: {_plain(cause)}"
 

@@ -107,6 +107,10 @@ class ImageStore:
             if held is not None:
                 locks.give_back(lock, held)
 
+    def discard_unpacked(self, diff_id: str, pid: int) -> None:
+        """Remove what a process that is gone has unpacked of a layer."""
+        shutil.rmtree(self.folder / "unpacking" / f"{diff_id}.{pid}", ignore_errors=True)
+
     def add_layer(self, unpacked: Path, record: LayerRecord) -> None:
         """Make an unpacked directory the layer; by whoever is `unpacking` it."""
         records.write_json(self.folder / "records" / f"{record.diff_id}.json", records.layer_to(record))
