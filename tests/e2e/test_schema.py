@@ -30,6 +30,7 @@ EXAMPLES = settings(
 class Target:
     server: Server
     over: str  # a job that is over: its streams end
+    schedule: str
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     over = api.shell("echo over")["id"]
     api.ended(over)
     api.shell("sleep 1000")
-    yield Target(server, over)
+    spec = {"command": ["true"], "dockerImage": "ubuntu"}
+    made = api.post(f"/api/scheduled-jobs/{server.owner}", {"jobSpec": spec, "schedule": "@annually"}).json
+    yield Target(server, over, made["id"])
     assert api.get("/healthz").status == 200
     assert "Traceback" not in server.log.read_text()
     server.stop()
@@ -110,6 +113,8 @@ def aim(case: schemathesis.Case, target: Target) -> None:
         chosen["namespace"] = target.server.owner
     if "job_id" in chosen and len(str(chosen["job_id"])) % 2:
         chosen["job_id"] = target.over
+    if "schedule_id" in chosen and len(str(chosen["schedule_id"])) % 2 and case.method != "DELETE":
+        chosen["schedule_id"] = target.schedule
 
 
 def test_the_description_is_complete(target: Target) -> None:
