@@ -615,3 +615,46 @@ class TestHosts:
             check=True,
         )
         assert json.loads(done.stdout)["target"] == "/x"
+
+
+class TestWaiting:
+    """`runstead job wait`."""
+
+    def wait(self, server: Server, *words: str, token: str | None = None) -> "subprocess.CompletedProcess[str]":
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        return server.run(
+            "job",
+            "wait",
+            *words,
+            check=False,
+            env=environment | {"HF_TOKEN": token or server.token, "HF_HOME": "/none"},
+        )
+
+    def test_until_it_listens(self, start: Callable[..., App]) -> None:
+        app = start()
+        done = self.wait(app.server, app.id, "--port", "8000")
+        assert (done.returncode, done.stdout.strip()) == (0, app.urls[0]), done.stderr
+        assert app.get("/").status_code == 200
+
+    def test_a_job_that_ends_is_waited_for_no_longer(self, hub: Client) -> None:
+        words = ["--expose", "8000", "python:3.12", "sh", "-c", "sleep 1; exit 7"]
+        said = hub.hf("jobs", "run", "-d", *words).stdout
+        [job_id] = re.findall(r"^ *id: ([0-9a-f]{24})", said, re.MULTILINE)
+        begin = time.monotonic()
+        done = self.wait(hub.server, f"{hub.server.owner}/{job_id}", "--port", "8000")
+        assert done.returncode == 1
+        assert "over" in done.stderr
+        assert time.monotonic() - begin < 20
+
+    def test_what_will_never_be(self, app: App, stranger: str) -> None:
+        assert "exposes no port 9" in self.wait(app.server, app.id, "--port", "9").stderr
+        assert "no job" in self.wait(app.server, "0" * 24, "--port", "9").stderr
+        assert "no job" in self.wait(app.server, "../x", "--port", "9").stderr
+        assert "no read access" in self.wait(app.server, app.id, "--port", "8000", token=stranger).stderr
+        assert "no such token" in self.wait(app.server, app.id, "--port", "8000", token="hf_wrong").stderr
+
+    def test_its_time_is_over(self, start: Callable[..., App]) -> None:
+        app = start("--expose", "9999")
+        done = self.wait(app.server, app.id, "--port", "9999", "--timeout", "3s")
+        assert done.returncode == 1
+        assert "after 3 s" in done.stderr

@@ -40,7 +40,7 @@ def endpoint(settings: Settings, environment: Mapping[str, str] = os.environ) ->
     own = settings.server.public_url or f"http://{settings.server.host}:{settings.server.port}"
     if not url:
         return [Finding(Level.NOTE, "HF_ENDPOINT", "not set: clients here talk to the Hub", f"HF_ENDPOINT={own}")]
-    token = environment.get("HF_TOKEN") or _stored_token(environment)
+    token = environment.get("HF_TOKEN") or stored_token(environment)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if not url.startswith(("http://", "https://")):
         return [Finding(Level.MISSING, "HF_ENDPOINT", f"{url} is no http:// or https:// URL", f"HF_ENDPOINT={own}")]
@@ -58,7 +58,8 @@ def endpoint(settings: Settings, environment: Mapping[str, str] = os.environ) ->
     return [Finding(Level.OK, "HF_ENDPOINT", f"{url}, signed in as {name}")]
 
 
-def _stored_token(environment: Mapping[str, str]) -> str | None:
+def stored_token(environment: Mapping[str, str]) -> str | None:
+    """Return the token that `hf auth login` stored."""
     home = Path(environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     file = Path(environment.get("HF_TOKEN_PATH") or home / "token")
     return file.read_text().strip() if file.is_file() else None

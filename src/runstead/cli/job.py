@@ -10,7 +10,7 @@ from runstead.cli.options import AsJson, Config, DataDir, settings_at
 from runstead.kit.settings import Settings
 
 app = typer.Typer(
-    help="What jobs wrote, and help for those whose results could not be saved.",
+    help="What jobs wrote, whether they listen, and help for those whose results could not be saved.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -41,6 +41,30 @@ def outputs(job_id: JobId, as_json: AsJson = False, config: Config = None, data_
     Each file is as the job left it; what became of it since then does not show here.
     """
     asyncio.run(_outputs(settings_at(config, data_dir), job_id, as_json))
+
+
+@app.command()
+def wait(
+    job_id: JobId,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The exposed port.")],
+    timeout: Annotated[str, typer.Option(help="How long to wait, as in 90s or 10m.")] = "10m",
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Wait until something listens on an exposed port of a job, and print its URL. For scripts.
+
+    It asks the server at HF_ENDPOINT, else that of this machine, with the token of HF_TOKEN or `hf auth login`. It
+    fails as soon as the job is over, and says why it ended.
+    """
+    from runstead.cli.durations import parse_duration
+    from runstead.cli.waiting import Waiting
+
+    try:
+        seconds = parse_duration(timeout).total_seconds()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    waiting = Waiting(settings_at(config, data_dir).server.data_dir)
+    print(waiting.for_port(job_id, port, seconds))
 
 
 async def _outputs(settings: Settings, job_id: str, as_json: bool) -> None:
