@@ -4,20 +4,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from container_images import OneImage, debian_root
+from runner import Runner
 from runstead.executors.interface import Executor
 from runstead.executors.native import NativeSettings
 from runstead.executors.oci import OciExecutor, OciSettings, problem
 from runstead.images.image import ImageConfig
-from runstead.model.ids import new_id
-from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch
-from runstead.node.logformat import PREFIX_BYTES
+from runstead.model.launches import ExitReason
 
 Build = Callable[[Path, OneImage], Executor]
 
@@ -31,58 +29,10 @@ ROWS: Mapping[str, Build] = {"oci": _oci}
 
 
 @dataclass
-class Engine:
-    """An executor that has one image, and short ways to run things in it."""
+class Engine(Runner):
+    """A runner over an executor that has one image."""
 
-    folder: Path
-    executor: Executor
-    images: OneImage
-
-    def launch(self, *argv: str, **changes: object) -> Launch:
-        job_id = new_id(datetime.now(UTC))
-        launch = Launch(
-            job_id=job_id,
-            attempt=1,
-            namespace="alice",
-            image="anything",
-            argv=argv,
-            environment={},
-            cpu_millicores=1000,
-            memory_bytes=256 << 20,
-            disk_bytes=None,
-            gpu_ids=(),
-            timeout_seconds=60,
-            log_path=self.folder / f"{job_id}.log",
-            log_not_before=datetime.fromtimestamp(0, UTC),
-            preamble=(),
-        )
-        return replace(launch, **changes)
-
-    async def run(self, launch: Launch) -> tuple[ExitRecord, list[str]]:
-        handle = await self.executor.start(launch)
-        try:
-            return await self.ended(handle), self.lines(launch)
-        finally:
-            await self.executor.remove(handle)
-
-    async def shell(self, script: str, **changes: object) -> tuple[int | None, list[str]]:
-        record, lines = await self.run(self.launch("sh", "-c", script, **changes))
-        return record.exit_code, lines
-
-    async def ended(self, handle: Handle) -> ExitRecord:
-        async with asyncio.timeout(60):
-            while True:
-                [seen] = await self.executor.poll([handle])
-                if seen.state is not AttemptState.RUNNING:
-                    assert seen.exit is not None, seen
-                    return seen.exit
-                await asyncio.sleep(0.01)
-
-    def lines(self, launch: Launch) -> list[str]:
-        with suppress(FileNotFoundError):
-            lines = launch.log_path.read_bytes().split(b"\n")[:-1]
-            return [line[PREFIX_BYTES:].decode("utf-8", "replace") for line in lines]
-        return []
+    images: OneImage = field(default_factory=OneImage)
 
 
 @pytest.fixture(params=ROWS)
@@ -91,7 +41,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         pytest.skip(lacking)
     (tmp_path / "data").mkdir()
     images = OneImage()
-    made = Engine(tmp_path, ROWS[request.param](tmp_path / "data", images), images)
+    made = Engine(tmp_path, ROWS[request.param](tmp_path / "data", images), images=images)
     await made.executor.open()
     yield made
     await made.executor.close()
@@ -269,21 +219,28 @@ async def test_memory_in_shared_memory_and_in_files_in_memory_counts(engine: Eng
 
 
 async def test_what_is_given_to_containers_is_given_back(engine: Engine) -> None:
-    before = _loops()
+    async with asyncio.timeout(5):
+        while _disks(engine.folder):  # of finding out what is possible
+            await asyncio.sleep(0.02)
     launch = engine.launch("sh", "-c", "dd if=/dev/zero of=/x bs=1M count=8; sleep 60", disk_bytes=64 << 20)
     handle = await engine.executor.start(launch)
     assert engine.images.held == {f"{launch.job_id}-1": "anything"}
-    assert len(_loops()) == len(before) + 1
+    assert len(_disks(engine.folder)) == 1
     await engine.executor.remove(handle)
     assert engine.images.held == {}
     async with asyncio.timeout(5):
-        while _loops() != before:
+        while _disks(engine.folder):
             await asyncio.sleep(0.02)
     assert await engine.executor.owned() == []
 
 
-def _loops() -> set[str]:
-    return {path.parent.parent.name for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+def _disks(folder: Path) -> list[str]:
+    """Return the files below a folder that are disks of this machine."""
+    found: list[str] = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            found.append(path.read_text())
+    return [text for text in found if str(folder) in text]
 
 
 async def test_json_of_what_is_seen_is_the_same_for_two_jobs_of_one_image(engine: Engine) -> None:

@@ -1,25 +1,21 @@
 """What jobs may reach when that is listed, tried against an outside of our own: a network namespace behind a link."""
 
-import asyncio
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from container_images import OneImage
+from runner import Runner
 from runstead.executors.interface import Executor
 from runstead.executors.native import NativeSettings
 from runstead.executors.oci import OciExecutor, OciSettings, problem
 from runstead.executors.process import ProcessExecutor
 from runstead.model.errors import Unavailable
-from runstead.model.ids import new_id
-from runstead.model.launches import AttemptState, Launch
-from runstead.node.logformat import PREFIX_BYTES
 
 _LISTEN = """
 import select, socket, sys
@@ -85,29 +81,7 @@ def outside() -> Iterator[tuple[str, str]]:
 
 
 async def _reached(executor: Executor, folder: Path, *targets: str) -> dict[str, str]:
-    job_id = new_id(datetime.now(UTC))
-    launch = Launch(
-        job_id=job_id,
-        attempt=1,
-        namespace="alice",
-        image="any",
-        argv=("python3", "-c", _TRY, *targets),
-        environment={},
-        cpu_millicores=1000,
-        memory_bytes=256 << 20,
-        disk_bytes=None,
-        gpu_ids=(),
-        timeout_seconds=60,
-        log_path=folder / f"{job_id}.log",
-        log_not_before=datetime.fromtimestamp(0, UTC),
-        preamble=(),
-    )
-    handle = await executor.start(launch)
-    async with asyncio.timeout(60):
-        while (await executor.poll([handle]))[0].state is AttemptState.RUNNING:
-            await asyncio.sleep(0.01)
-    await executor.remove(handle)
-    lines = [line[PREFIX_BYTES:].decode() for line in launch.log_path.read_bytes().splitlines()]
+    _, lines = await Runner(folder, executor).python(_TRY, *targets)
     return dict(line.rsplit(" ", 1) for line in lines)
 
 

@@ -30,6 +30,7 @@ class Capabilities:
     missing: tuple[str, ...] = ()  # what the machine lacks, and how to get it; shown by `runstead doctor`
     volumes: bool = False  # whether `Launch.mounts` can be had
     without_volumes: str = "jobs cannot have volumes here"  # why not, and how to get them
+    disk_limits: bool = False  # whether `Launch.disk_bytes` is kept; else a job may fill the disk
     private_ids: bool = False  # whether a job's files belong to the ids of its namespace, not to the server's user
     inside: bool = False  # whether `Executor.inside` can be had: exec, files
     compartments: bool = False  # whether attempts can be divided: `Inside.make_compartments`

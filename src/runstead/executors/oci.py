@@ -136,7 +136,13 @@ class OciExecutor(NativeExecutor):
 
     def _describe(self, found: Capabilities) -> Capabilities:
         missing = () if self._filtered else (_NO_FILTER,)
-        return replace(found, images=True, private_ids=self._private_ids, missing=(*found.missing, *missing))
+        return replace(
+            found,
+            images=True,
+            private_ids=self._private_ids,
+            disk_limits=self._disks,
+            missing=(*found.missing, *missing),
+        )
 
     def _forget(self, name: str) -> None:
         self._images.release(name)

@@ -15,7 +15,7 @@ import select
 import signal
 import socket
 
-from runstead.node import command, framing, namespaces, places, seccomp, syscalls, users, venv
+from runstead.node import command, framing, namespaces, places, processes, seccomp, syscalls, users, venv
 from runstead.node.inside.agent import Agent
 from runstead.node.inside.ground import Ground
 from runstead.node.request import NO_NETWORK, Request
@@ -129,6 +129,10 @@ def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         os.close(handed["users"])
     _see_supervisor(control)
+    try:
+        syscalls.leave_keyring()
+    except OSError:
+        pass  # a kernel without keys
     command.forget_score()
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
@@ -162,6 +166,8 @@ def _see_supervisor(control: socket.socket) -> None:
     if poll.poll(0):
         raise _SupervisorGone
 
+
+_LEFT_MILLIS = 50  # how often to look who is left when the attempt is to end
 
 _signals = -1
 
@@ -204,7 +210,9 @@ def _attend(child: int, control: socket.socket, listener: socket.socket, ground:
             if ended == child:
                 return status
             agent.reaped(ended)
-        for fd, event in poll.poll():
+        if asked and not child and _is_alone():
+            return asked
+        for fd, event in poll.poll(_LEFT_MILLIS if asked and not child else None):
             if fd == _signals:
                 _forward(os.read(_signals, 512), child)
             elif fd == control.fileno():
@@ -217,6 +225,19 @@ def _attend(child: int, control: socket.socket, listener: socket.socket, ground:
                 _signal_all(asked)
             else:
                 agent.handle(fd, event)
+
+
+def _is_alone() -> bool:
+    """Say whether nobody is left but those who only serve: the first processes of compartments."""
+    for pid in processes.children(os.getpid()) or []:
+        try:
+            with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+                ids = next((line for line in lines if line.startswith("NSpid:")), "").split()[1:]
+        except OSError:
+            continue
+        if len(ids) < 2 or ids[-1] != "1" or processes.children(pid):
+            return False
+    return True
 
 
 def _forward(numbers: bytes, child: int) -> None:
