@@ -77,7 +77,8 @@ def main(goal: str) -> None:
         environment(ROOT / ".venvs" / goal, goal, package=False)
     elif goal == "test":
         environment(VENV, "dev", package=True)
-        environment(ROOT / ".venvs" / "dataframes", "dataframes", package=False)
+        for name in ("dataframes", "openenv"):
+            environment(ROOT / ".venvs" / name, name, package=False)
         for pins in sorted(REQUIREMENTS.glob("client-*.txt")):
             environment(ROOT / ".venvs" / pins.stem, pins.stem, package=False)
     else:

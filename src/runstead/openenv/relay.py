@@ -1,0 +1,229 @@
+"""One local proxy for all environments of this process, for clients that cannot send a token.
+
+    http://127.0.0.1:<port>/<secret>/<job id>/...   ->   the address of the job's port, with the token added
+
+Only needed where neither a public port nor a Runstead server's pass will do. It listens on loopback alone, and a
+secret in the path keeps other users of the machine out. One event loop in one thread serves them all, with one pool of
+connections. An environment that died is a 502 with `X-Runstead-Cause`; the environment's own errors pass unchanged.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger("runstead.openenv")
+
+_START_SECONDS = 20.0
+_CONNECT_SECONDS = 10.0
+_MESSAGE_BYTES = 100 << 20  # of a WebSocket: what OpenEnv's own client takes
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade", "host"}
+)
+_HANDSHAKE = frozenset({"sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"})
+_ABNORMAL = 1014  # RFC 6455's registry: bad gateway
+
+Send = Callable[[dict[str, Any]], Any]
+Receive = Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    url: str
+    headers: Callable[[], Mapping[str, str]]
+
+
+class Relay:
+    """The local proxy; it starts with its first environment."""
+
+    def __init__(self) -> None:
+        self._targets: dict[str, _Target] = {}
+        self._secret = secrets.token_urlsafe(16)
+        self._starting = threading.Lock()
+        self._base_url: str | None = None
+        self._client: Any = None
+
+    def add(self, job_id: str, url: str, headers: Callable[[], Mapping[str, str]]) -> str:
+        """Return the local address of a port. `headers` are added to each request to it."""
+        with self._starting:
+            if self._base_url is None:
+                self._base_url = self._start()
+            self._targets[job_id] = _Target(url, headers)
+            return f"{self._base_url}/{self._secret}/{job_id}"
+
+    def drop(self, job_id: str) -> None:
+        """Serve an environment no more. Idempotent."""
+        self._targets.pop(job_id, None)
+
+    def _start(self) -> str:
+        import uvicorn
+
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            self._app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            interface="asgi3",
+            ws="websockets-sansio",
+            ws_max_size=_MESSAGE_BYTES,
+        )
+        server = uvicorn.Server(config)
+        ready = threading.Event()
+        thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(server, listener, ready)), name="openenv-relay", daemon=True
+        )
+        thread.start()
+        if not ready.wait(_START_SECONDS):
+            raise RuntimeError("the local proxy for environments does not start")
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    async def _serve(self, server: Any, listener: socket.socket, ready: threading.Event) -> None:
+        from huggingface_hub.utils import get_async_session
+
+        self._client = get_async_session()
+        listener.listen(256)
+        ready.set()  # what connects from here on waits in the backlog
+        server.install_signal_handlers = lambda: None
+        await server.serve(sockets=[listener])
+
+    async def _app(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        _, secret, job_id, *rest = [*scope["raw_path"].decode("latin-1").split("/", 3), "", ""]
+        target = self._targets.get(job_id) if secrets.compare_digest(secret, self._secret) else None
+        query = scope["query_string"].decode("latin-1")
+        url = f"{target.url}/{rest[0]}{'?' + query if query else ''}" if target else ""
+        match scope["type"], target:
+            case "http", None:
+                await _answer(send, 404, "no-such-port", "no environment of this process is there")
+            case "http", _Target():
+                await self._pass_request(scope, receive, send, target, url)
+            case "websocket", _Target():
+                await _pass_websocket(scope, receive, send, target, url)
+            case _:
+                await receive()
+                await send({"type": "websocket.close", "code": 1008})
+
+    async def _pass_request(
+        self, scope: dict[str, Any], receive: Receive, send: Send, target: _Target, url: str
+    ) -> None:
+        headers = [*_kept(scope["headers"]), *target.headers().items()]
+        began = False
+        try:
+            async with self._client.stream(
+                scope["method"],
+                url,
+                headers=headers,
+                content=_body(receive) if _has_body(scope["headers"]) else None,
+                timeout=None,  # how long a step may take is the client's business
+            ) as answer:
+                kept = _kept([(k.encode(), v.encode("latin-1")) for k, v in answer.headers.multi_items()])
+                raw = [(k.encode(), v.encode("latin-1")) for k, v in kept]
+                await send({"type": "http.response.start", "status": answer.status_code, "headers": raw})
+                began = True
+                async for data in answer.aiter_raw():
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+        except Exception as error:
+            if began:
+                raise  # the connection is cut: half an answer must not look like a whole one
+            await _answer(send, 502, "unreachable", f"the environment cannot be reached: {type(error).__name__}")
+
+
+def _kept(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    return [(name, value) for name, value in pairs if name.lower() not in _HOP_BY_HOP]
+
+
+def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
+
+
+async def _body(receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError("the client went away")
+        yield message.get("body", b"")
+        if not message.get("more_body"):
+            return
+
+
+async def _answer(send: Send, status: int, cause: str, text: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-runstead-cause", cause.encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+async def _pass_websocket(scope: dict[str, Any], receive: Receive, send: Send, target: _Target, url: str) -> None:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import InvalidStatus, WebSocketException
+
+    await receive()
+    headers = [pair for pair in _kept(scope["headers"]) if pair[0].lower() not in _HANDSHAKE]
+    try:
+        upstream = await connect(
+            "ws" + url.removeprefix("http"),
+            additional_headers=[*headers, *target.headers().items()],
+            subprotocols=scope.get("subprotocols") or None,
+            open_timeout=_CONNECT_SECONDS,
+            max_size=_MESSAGE_BYTES,
+            proxy=None,
+        )
+    except InvalidStatus as error:
+        await _refuse(send, error.response.status_code, bytes(error.response.body or b""))
+        return
+    except (OSError, TimeoutError, WebSocketException) as error:
+        await _refuse(send, 502, f"the environment cannot be reached: {error}".encode())
+        return
+    async with upstream:
+        await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol})
+        there = asyncio.create_task(_to_environment(receive, upstream))
+        back = asyncio.create_task(_to_client(send, upstream))
+        await asyncio.wait({there, back}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (there, back):
+            task.cancel()
+        await asyncio.gather(there, back, return_exceptions=True)
+
+
+async def _refuse(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+async def _to_environment(receive: Receive, upstream: Any) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            code = message.get("code") or 1000
+            await upstream.close(code if code not in (1005, 1006) else 1000)
+            return
+        text, data = message.get("text"), message.get("bytes")
+        await upstream.send(text if text is not None else data)
+
+
+async def _to_client(send: Send, upstream: Any) -> None:
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        async for message in upstream:
+            kind = "text" if isinstance(message, str) else "bytes"
+            await send({"type": "websocket.send", kind: message})
+    except ConnectionClosed:
+        pass
+    code = upstream.close_code
+    await send(
+        {
+            "type": "websocket.close",
+            "code": _ABNORMAL if code in (None, 1006) else 1000 if code == 1005 else code,
+            "reason": upstream.close_reason or "",
+        }
+    )
+
+
+relay = Relay()
