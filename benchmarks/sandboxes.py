@@ -1,0 +1,256 @@
+"""Sandboxes: how fast they come, run commands and move files; how many fit a minute. Peer: podman run and podman exec.
+
+    .venv/bin/python benchmarks/sandboxes.py [--quick] [--raw FILE] [create run files pool fork podman]
+
+Each server's images are local before anything is measured. Times in ms: p50, p95, p99; `--raw` keeps every single one.
+The peer does the same work on the same machine in the same run: a container of the same files, a command in it.
+"""
+
+import http.client
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from server import Bench, bench_server  # noqa: E402
+
+import registry  # noqa: E402
+from container_images import debian_root  # noqa: E402
+
+CLIENT = ROOT / ".venvs" / "client-2.4.0" / "bin" / "python"
+QUICK = "--quick" in sys.argv
+RAW = Path(sys.argv[sys.argv.index("--raw") + 1]) if "--raw" in sys.argv else None
+TIMES = 30 if QUICK else 100
+MEBIBYTE = 2**20
+
+raw: dict[str, list[float]] = {}
+
+
+def say(what: str, times: list[float], target: str = "") -> None:
+    """Print a row; times are seconds."""
+    raw[what] = times
+    ordered = sorted(times)
+    shown = [f"{ordered[min(int(len(ordered) * part), len(ordered) - 1)] * 1000:.1f}" for part in (0.5, 0.95, 0.99)]
+    print(f"| {what} | {' | '.join(shown)} | {len(times)} | {target} |", flush=True)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Box:
+    """A sandbox over one connection, with as little client as possible."""
+
+    def __init__(self, bench: Bench, mode: str = "dedicated", **environment: str) -> None:
+        self.bench = bench
+        self.token = secrets.token_hex(32)
+        self.connection = http.client.HTTPConnection(bench.host, bench.port, timeout=60)
+        self.prefix = "/v1"
+        labels = {"hf-sandbox": "1", "hf-sandbox-mode": mode, "hf-sandbox-nonce": secrets.token_hex(16)}
+        job = {
+            "command": ["/bin/sh", "-c", "exit 1"],
+            "flavor": "cpu-basic",
+            "dockerImage": "python:3.12",
+            "labels": labels,
+            "environment": {"SBX_PORT": "49983", **environment},
+            "secrets": {"SBX_TOKEN": self.token},
+            "expose": {"ports": [49983]},
+        }
+        self.job = json.loads(self.send("POST", f"/api/jobs/{bench.owner}", json.dumps(job).encode()))
+        self.id = self.job["id"]
+        path = self.job["status"]["exposeUrls"][0].partition("://")[2].partition("/")[2]
+        self.base = f"/{path}" if path else ""
+        while self.send("GET", self.base + "/health", status=None) != 200:
+            time.sleep(0.005)
+
+    def send(self, method: str, path: str, body: bytes | None = None, status: int | None = 200) -> Any:
+        headers = {"Authorization": f"Bearer {self.bench.token}", "X-Sandbox-Token": self.token}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        self.connection.request(method, path, body, headers)
+        answer = self.connection.getresponse()
+        data = answer.read()
+        if status is None:
+            return answer.status
+        assert answer.status == status, (answer.status, data[:500])
+        return data
+
+    def run(self, command: Any) -> bytes:
+        return self.send("POST", f"{self.base}{self.prefix}/exec", json.dumps({"cmd": command}).encode())
+
+    def end(self) -> None:
+        self.send("POST", f"/api/jobs/{self.bench.owner}/{self.id}/cancel", b"")
+        self.connection.close()
+
+
+def create(name: str, bench: Bench) -> None:
+    """From nothing to the result of the first command, with the real client."""
+    code = f"""
+import json, time
+from huggingface_hub import Sandbox
+times = []
+for n in range({TIMES + 3}):
+    began = time.perf_counter()
+    box = Sandbox.create(namespace={bench.owner!r})
+    assert box.run("echo x").stdout == "x\\n"
+    times.append(time.perf_counter() - began)
+    box.kill()
+print(json.dumps(times[3:]))
+"""
+    say(f"{name}: Sandbox.create() to the first result", python(bench, code), "150, p99 500")
+
+
+def run(name: str, bench: Bench) -> None:
+    """Commands in a sandbox that is there, without the client library and with it."""
+    box = Box(bench)
+    for _ in range(20):
+        box.run("true")
+    say(f'{name}: run("true"), a bare connection', [timed(lambda: box.run("true")) for _ in range(TIMES * 5)], "6")
+    say(f'{name}: run(["true"]), a bare connection', [timed(lambda: box.run(["true"])) for _ in range(TIMES * 5)])
+    box.end()
+    code = f"""
+import json, time
+from huggingface_hub import Sandbox
+times = []
+with Sandbox.create(namespace={bench.owner!r}) as box:
+    for n in range({TIMES * 3}):
+        began = time.perf_counter()
+        box.run("true")
+        times.append(time.perf_counter() - began)
+print(json.dumps(times[20:]))
+"""
+    say(f'{name}: run("true"), the client library', python(bench, code))
+
+
+def files(name: str, bench: Bench) -> None:
+    """A large file, there and back."""
+    box = Box(bench)
+    data = os.urandom(MEBIBYTE) * 256
+    path = f"{box.base}/v1/files"
+    writing = [timed(lambda: box.send("PUT", f"{path}/write?path=/tmp/f", data)) for _ in range(6)][1:]
+    reading = [timed(lambda: box.send("GET", f"{path}/read?path=/tmp/f")) for _ in range(6)][1:]
+    for what, times in (("write", writing), ("read", reading)):
+        speed = len(data) / sorted(times)[len(times) // 2] / 1e6
+        say(f"{name}: {what} 256 MiB, one request ({speed:.0f} MB/s)", times, "500 MB/s")
+    box.end()
+
+
+def pool(name: str, bench: Bench) -> None:
+    """Many sandboxes on one host: created, one command each, deleted."""
+    count = 100 if QUICK else 1000
+    host = Box(bench, "pool", SBX_HOST_MODE="1", SBX_CAPACITY=str(count))
+
+    def life(_: int) -> float:
+        began = time.perf_counter()
+        box = object.__new__(Box)
+        box.__dict__ |= host.__dict__
+        box.connection = http.client.HTTPConnection(bench.host, bench.port, timeout=60)
+        made = json.loads(box.send("POST", host.base + "/v1/sandboxes", b'{"count": 1}'))["sandboxes"][0]
+        box.prefix, box.token = f"/v1/sandboxes/{made['id']}", made["token"]
+        assert b'"exit_code":0' in box.run(["true"])
+        box.send("DELETE", host.base + box.prefix)
+        box.connection.close()
+        return time.perf_counter() - began
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(8) as threads:
+        times = list(threads.map(life, range(count)))
+    say(f"{name}: {count} pooled, one command each, deleted: {time.perf_counter() - began:.1f} s", times, "10 s")
+    host.end()
+
+
+def podman(_name: str, _bench: Bench) -> None:
+    """The peer."""
+    if shutil.which("podman") is None:
+        print("| podman is not here | | | | | |")
+        return
+    image = "localhost/runstead-bench"
+    pack = subprocess.Popen(["tar", "-C", str(debian_root()), "-c", "."], stdout=subprocess.PIPE)
+    subprocess.run(["podman", "import", "-q", "-", image], stdin=pack.stdout, check=True, capture_output=True)
+
+    def call(*words: str) -> None:
+        subprocess.run(["podman", *words], check=True, capture_output=True)
+
+    options: list[str] = []
+    runtime: list[str] = []
+
+    def life() -> None:
+        call(*runtime, "run", "-d", *options, "--name", "runstead-bench", image, "sleep", "1000")
+        call(*runtime, "exec", "runstead-bench", "sh", "-c", "echo x")
+
+    times: list[float] = []
+    for _ in range(max(TIMES // 5, 10)):
+        call("rm", "-f", "-i", "-t", "0", "runstead-bench")
+        try:
+            times.append(timed(life))
+        except subprocess.CalledProcessError:  # not every machine lets it do all of it: then it has less to do
+            if runtime:
+                raise
+            runtime, options = ["--runtime", "runc"], ["--network", "none", "--ulimit", "nofile=1024:1024"]
+            options += ["--ulimit", "nproc=1024:1024"]
+    how = ", no network of its own" if options else ""
+    say(f"podman run -d, podman exec sh -c 'echo x'{how}", times)
+    commands = [timed(lambda: call(*runtime, "exec", "runstead-bench", "true")) for _ in range(max(TIMES // 2, 20))]
+    say("podman exec true", commands)
+    call("rm", "-f", "-t", "0", "runstead-bench")
+
+
+def python(bench: Bench, code: str) -> list[float]:
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"HF_ENDPOINT": bench.url, "HF_TOKEN": bench.token, "HF_HOME": home}
+        done = subprocess.run([CLIENT, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def servers() -> Iterator[list[tuple[str, Bench]]]:
+    """Run a server of each executor that is possible here."""
+    from runstead.executors.oci import problem
+
+    with ExitStack() as stack:
+        found = [("process", stack.enter_context(bench_server()))]
+        if problem() is None:
+            images = stack.enter_context(registry.registry(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+            images.push("library/python", registry.build([registry.archive_of(debian_root())]), "3.12")
+            mirror = {"RUNSTEAD_EXECUTOR_KIND": "oci", "RUNSTEAD_IMAGES_MIRRORS": f"docker.io={images.host}"}
+            found.append(("oci", stack.enter_context(bench_server(**mirror))))
+            Box(found[-1][1]).end()
+        yield found
+
+
+PARTS = {"create": create, "run": run, "files": files, "pool": pool, "podman": podman}
+
+
+def main() -> None:
+    wanted = [word for word in sys.argv[1:] if word in PARTS] or list(PARTS)
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors\n")
+    print("| what | p50 | p95 | p99 | times | target |\n|---|---|---|---|---|---|")
+    with servers() as found:
+        for part in wanted:
+            for name, bench in found if part != "podman" else found[:1]:
+                try:
+                    PARTS[part](name, bench)
+                except AssertionError as error:
+                    print(f"| {name}: {part} | not possible: {str(error)[:200]} | | | | |", flush=True)
+    print(f"\nload {os.getloadavg()[0]:.1f}")
+    if RAW is not None:
+        RAW.write_text(json.dumps(raw))
+
+
+if __name__ == "__main__":
+    main()
