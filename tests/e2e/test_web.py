@@ -655,6 +655,8 @@ def test_pages_fit_a_phone(server: Server, api: Api, phone: Watched, bucket: str
     api.ended(job)
     page = phone.page
     for path in (
+        schedule(api),
+        f"/schedules/{server.owner}",
         f"/jobs/{server.owner}",
         f"/jobs/{server.owner}/{job}",
         f"/buckets/{server.owner}",
@@ -677,3 +679,58 @@ def test_signing_out_in_one_tab_ends_the_others(server: Server, tab: Watched) ->
     assert eventually(lambda: other.wait_for_timeout(200) or "/login" in other.url)
     page.go_back()
     page.wait_for_url("**/login*")
+
+
+# Schedules
+
+
+def schedule(api: Api, **fields: Any) -> str:
+    spec = {"command": ["sh", "-c", "echo <b>"], "dockerImage": "ubuntu", "labels": {"name": "nightly", "team": "a"}}
+    body = {"jobSpec": spec | {"secrets": {"KEY": "for nobody"}}, "schedule": "0 0 29 2 *", **fields}
+    answer = api.post(f"/api/scheduled-jobs/{api.server.owner}", body)
+    assert answer.status == 200, answer
+    return f"/schedules/{api.server.owner}/{answer.json['id']}"
+
+
+def test_a_schedule_is_listed_and_shown(server: Server, api: Api, visitor: Visitor) -> None:
+    place = schedule(api)
+    assert visitor.get("/schedules").headers["location"] == f"/schedules/{server.owner}"
+    listed = text_of(visitor.get(f"/schedules/{server.owner}"))
+    assert place in listed
+    assert "2028-02-29 00:00:00 UTC" in listed
+    shown = visitor.get(place)
+    assert "sh -c 'echo <b>'" in text_of(shown)
+    assert b"echo <b>" not in shown.body
+    assert "Created" in text_of(shown)
+    assert "for nobody" not in text_of(shown)
+    assert f"hf jobs scheduled trigger {place.rpartition('/')[2]}" in text_of(shown)
+    api.call("DELETE", place.replace("/schedules", "/api/scheduled-jobs"))
+
+
+def test_what_can_be_done_to_a_schedule(server: Server, api: Api, visitor: Visitor) -> None:
+    place = schedule(api)
+    wire = place.replace("/schedules", "/api/scheduled-jobs")
+    fields = {"form_token": visitor.form_token()}
+    assert visitor.post(f"{place}/suspend", fields).headers["location"] == place
+    assert api.get(wire).json["suspend"] is True
+    assert "suspended" in text_of(visitor.get(place))
+    ran = visitor.post(f"{place}/run", fields)
+    job = ran.headers["location"]
+    assert job.startswith(f"/jobs/{server.owner}/")
+    assert place in text_of(visitor.get(job))
+    api.ended(job.rpartition("/")[2])
+    assert visitor.post(f"{place}/resume", fields).headers["location"] == place
+    assert api.get(wire).json["suspend"] is False
+    history = text_of(visitor.get(place))
+    assert all(word in history for word in ("Suspended", "Triggered", "Resumed"))
+    assert visitor.post(f"{place}/delete", {"form_token": "wrong"}).status == 403
+    assert visitor.post(f"{place}/delete", fields).headers["location"] == f"/schedules/{server.owner}"
+    assert visitor.get(place).status == 404
+
+
+def test_pages_of_schedules_are_for_who_is_signed_in(server: Server, api: Api, stranger: Visitor) -> None:
+    place = schedule(api)
+    for path in ("/schedules", f"/schedules/{server.owner}", place):
+        assert stranger.get(path).headers["location"].startswith("/login?next=")
+    assert stranger.post(f"{place}/delete", {}).headers["location"] == "/login"
+    assert api.call("DELETE", place.replace("/schedules", "/api/scheduled-jobs")).status == 200

@@ -7,11 +7,14 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from runstead.model.accounts import Permission
+from runstead.model.costs import money
 from runstead.model.errors import RunsteadError
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import HistoryEntry, Job, Phase
 from runstead.web.job_commands import job_commands
 from runstead.web.visit import Visit, see
+
+_SHOWN_MICRO = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ async def job_page(visit: Visit) -> Response:
         message=visit.context.jobs.message(job),
         times=times_of(job),
         flavor=_flavor(visit, job),
+        cost=money(_shown(job.cost_at(visit.context.clock.now()))),
         history=told(await visit.context.jobs.history(visit.caller, job.namespace, job.id)),
         commands=job_commands(job, job.namespace == visit.caller.user.name),
         may_write=visit.caller.may(Permission.WRITE, job.namespace),
@@ -82,6 +86,11 @@ def times_of(job: Job) -> Times:
         _between(job.created_at, waited_until),
         _between(job.started_at, job.finished_at),
     )
+
+
+def _shown(cost_micro_usd: int) -> int:
+    """Return a cost without the digits that would change faster than anybody reads."""
+    return -(-cost_micro_usd // _SHOWN_MICRO) * _SHOWN_MICRO
 
 
 def _between(start: datetime | None, end: datetime | None) -> float | None:

@@ -6,12 +6,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from runstead.web import bucket_downloads, bucket_pages, job_list, job_log, job_metrics, job_page, signing_in
+from runstead.web import (
+    bucket_downloads,
+    bucket_pages,
+    job_list,
+    job_log,
+    job_metrics,
+    job_page,
+    schedule_pages,
+    signing_in,
+)
 from runstead.web.context import WebContext
 from runstead.web.html_errors import HtmlErrors
 from runstead.web.visit import Kind, Site, action, data, page, public
 
 _JOB = "/jobs/{namespace}/{job_id}"
+_SCHEDULE = "/schedules/{namespace}/{schedule_id}"
 _BUCKET = "/buckets/{namespace}/{name}"
 
 
@@ -41,6 +51,13 @@ ROUTES: list[tuple[str, str, Kind]] = [
     ("GET", _JOB + "/log/lines", data(job_log.lines)),
     ("GET", _JOB + "/log/events", data(job_log.events)),
     ("GET", _JOB + "/metrics/events", data(job_metrics.metrics)),
+    ("GET", "/schedules", page(schedule_pages.start)),
+    ("GET", "/schedules/{namespace}", page(schedule_pages.schedule_list)),
+    ("GET", _SCHEDULE, page(schedule_pages.schedule_page)),
+    ("POST", _SCHEDULE + "/run", action(schedule_pages.run)),
+    ("POST", _SCHEDULE + "/suspend", action(schedule_pages.suspend)),
+    ("POST", _SCHEDULE + "/resume", action(schedule_pages.resume)),
+    ("POST", _SCHEDULE + "/delete", action(schedule_pages.delete)),
     ("GET", "/buckets", page(bucket_pages.start)),
     ("GET", "/buckets/{namespace}", page(bucket_pages.bucket_list)),
     ("GET", _BUCKET, page(bucket_pages.bucket_page)),
