@@ -23,11 +23,11 @@ COMMAND = ["/bin/sh", "-c", "echo the command of a sandbox is not run; exit 3"]
 
 
 @contextmanager
-def serving(executor: str, folders: pytest.TempPathFactory) -> Iterator[Server]:
+def serving(executor: str, folders: pytest.TempPathFactory, settings: Mapping[str, str] = {}) -> Iterator[Server]:
     """Run a server whose sandboxes are of this executor; python:3.12 is a small Debian there."""
     data_dir = folders.mktemp(executor) / "data"
     if executor != "oci":
-        started = Server(data_dir, ("--stop-jobs-at-exit",)).start()
+        started = Server(data_dir, ("--stop-jobs-at-exit",), dict(settings)).start()
         try:
             yield started
         finally:
@@ -38,7 +38,7 @@ def serving(executor: str, folders: pytest.TempPathFactory) -> Iterator[Server]:
     with registry.registry(folders.mktemp("registry")) as images:
         images.push("library/python", registry.build([registry.archive_of(debian_root())]), "3.12")
         environment = {"RUNSTEAD_EXECUTOR_KIND": "oci", "RUNSTEAD_IMAGES_MIRRORS": f"docker.io={images.host}"}
-        started = Server(data_dir, ("--stop-jobs-at-exit",), environment).start()
+        started = Server(data_dir, ("--stop-jobs-at-exit",), environment | dict(settings)).start()
         try:
             yield started
         finally:
@@ -94,7 +94,8 @@ class RawSandbox:
 
     def _headers(self, more: Mapping[str, str]) -> dict[str, str]:
         usual = {"Authorization": f"Bearer {self.server.token}", "X-Sandbox-Token": self.token}
-        return usual | self.headers | dict(more)
+        named = {} if self.path else {"Host": urlsplit(self.url).netloc}  # by a host name of its own
+        return usual | named | self.headers | dict(more)
 
     def connect(self, timeout: float = 30) -> http.client.HTTPConnection:
         parts = urlsplit(self.server.url)
