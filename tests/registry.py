@@ -184,7 +184,7 @@ def python_archive(folder: Path) -> bytes:
     uv = Path(sys.executable).parent / "uv"
     if uv.exists():
         shutil.copy2(uv, usual / "bin" / "uv")
-    needing = [usual / "bin" / version, *(usual / "lib" / version / "lib-dynload").glob("*.so")]
+    needing = [usual / "bin" / version, *([uv] if uv.exists() else []), *(usual / "lib" / version / "lib-dynload").glob("*.so")]
     for path in {one for program in needing for one in _libraries(program)}:
         target = root / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)

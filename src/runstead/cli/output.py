@@ -9,6 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+_UNBOUNDED = 1000
+
 
 def print_json(value: object) -> None:
     """Print a value of dataclasses, mappings and lists as JSON; instants become ISO 8601."""
@@ -32,7 +34,8 @@ def print_rows(rows: Sequence[Mapping[str, object]], as_json: bool, none: str) -
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     console = Console()
-    console.print(table) if console.is_terminal else console.print(table, width=1000, soft_wrap=True)
+    # For a program each row is one line; the width that a single print may have is at most the console's.
+    (console if console.is_terminal else Console(width=_UNBOUNDED)).print(table)
 
 
 def _cell(value: object) -> str:

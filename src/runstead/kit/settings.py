@@ -433,7 +433,7 @@ class ImageSettings(Section):
     check_hours: float = Field(
         default=0,
         ge=0,
-        description='With `pull = "newer"`: hours that an answer of the registry counts; 0 asks always.',
+        description="Hours that an answer of the registry counts where `pull` is `newer`; 0 asks always.",
     )
     mirrors: Annotated[Names, AfterValidator(_mirrors)] = Field(
         default=(),
