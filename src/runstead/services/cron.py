@@ -57,11 +57,11 @@ class Cron:
 
     def after(self, instant: datetime) -> datetime | None:
         """Return the first due instant later than `instant` (aware), in UTC; None if there is none any more."""
-        return next(self._from(instant), None)
+        return _after(self, instant)
 
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """Yield the due instants later than `after` and not later than `until`, in UTC, earliest first."""
-        for due in self._from(after):
+        for due in self.following(after):
             if due > until:
                 return
             yield due
@@ -79,7 +79,8 @@ class Cron:
                 return list(found)
             window *= 4
 
-    def _from(self, instant: datetime) -> Iterator[datetime]:
+    def following(self, instant: datetime) -> Iterator[datetime]:
+        """Yield all due instants later than `instant`, in UTC, earliest first."""
         last = instant.astimezone(UTC)
         for local in self._local_times(last.astimezone(self.zone)):
             due = _as_instant(local, self.zone)
@@ -110,6 +111,12 @@ class Cron:
                 break
             else:
                 return
+
+
+@lru_cache(maxsize=1_000)
+def _after(cron: Cron, instant: datetime) -> datetime | None:
+    """Remember the answer: many schedules are due at the same instants."""
+    return next(cron.following(instant), None)
 
 
 @lru_cache(maxsize=20_000)

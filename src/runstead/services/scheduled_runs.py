@@ -1,5 +1,6 @@
 """From a schedule to one of its runs: a job like any other, with the rights that the schedule's user has now."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from runstead.model.accounts import Caller, Namespace, NamespaceKind, Permission, Token, TokenRole
@@ -24,12 +25,18 @@ class ScheduledRuns:
         self._jobs = jobs
         self._secrets = secrets
 
-    async def prepare(self, schedule: Schedule, due_at: datetime | None = None) -> NewJob:
+    async def prepare(
+        self, schedule: Schedule, due_at: datetime | None = None, caller: Caller | Forbidden | None = None
+    ) -> NewJob:
         """Return a run of the schedule, for an instant at which it is due or because somebody asked for it.
+
+        `caller` is what `callers_of` found for it a moment ago.
 
         Raises Invalid, NotFound, Forbidden or Unsupported for what the schedule had when it was made and has no more.
         """
-        caller = await self.caller_of(schedule)
+        if isinstance(caller, Forbidden):
+            raise caller
+        caller = caller or await self.caller_of(schedule)
         secrets = await self.secrets_of(schedule)
         spec = await self._jobs.accept(caller, schedule.spec, secrets)
         for before, now in zip(schedule.spec.volumes, spec.volumes, strict=True):
@@ -58,9 +65,25 @@ class ScheduledRuns:
             raise Forbidden(f"{user.name} may not start jobs in {schedule.namespace!r} any more")
         return caller
 
+    async def callers_of(self, schedules: Sequence[Schedule]) -> list[Caller | Forbidden]:
+        """Return the user of each schedule, or why there is none: asked once for those that have the same."""
+        found: dict[tuple[str, ...], Caller | Forbidden] = {}
+        for schedule in schedules:
+            who = _user_in_namespace(schedule)
+            if who not in found:
+                try:
+                    found[who] = await self.caller_of(schedule)
+                except Forbidden as error:
+                    found[who] = error
+        return [found[_user_in_namespace(schedule)] for schedule in schedules]
+
     async def secrets_of(self, schedule: Schedule) -> dict[str, str]:
         """Return the schedule's secrets in clear."""
         if not schedule.spec.secret_names:
             return {}
         sealed = await self._store.sealed_secrets(schedule.id)
         return self._secrets.open(schedule.id, sealed) if sealed else {}
+
+
+def _user_in_namespace(schedule: Schedule) -> tuple[str, ...]:
+    return schedule.created_by_id, schedule.created_by, schedule.namespace_id, schedule.namespace

@@ -16,7 +16,8 @@ import structlog
 
 from runstead.events.interface import SCHEDULES, EventBus
 from runstead.kit.clock import Clock
-from runstead.model.errors import OverBudget, RunsteadError, Unavailable
+from runstead.model.accounts import Caller
+from runstead.model.errors import Forbidden, OverBudget, RunsteadError, Unavailable
 from runstead.model.schedules import Fired, Firing, Outcome, Schedule, ScheduleEvent, ScheduleEventKind
 from runstead.services import cron
 from runstead.services.jobs import Jobs
@@ -29,7 +30,7 @@ LONGEST_SLEEP_SECONDS = 5.0
 # What is later than this was missed, and `catch_up` says what becomes of it.
 LATE = timedelta(minutes=1)
 MOST_CAUGHT_UP = 1000
-_AT_ONCE = 64
+_AT_ONCE = 256  # as many as the database writes together
 _REST_SECONDS = 1.0
 
 
@@ -83,7 +84,10 @@ class Ticker:
         """Begin what is due; return after how many seconds to look again."""
         now = self._clock.now()
         due = await self._store.due(now, _AT_ONCE)
-        rests = await asyncio.gather(*(self._tick(schedule, now) for schedule in due))
+        callers = await self._runs.callers_of(due)
+        rests = await asyncio.gather(
+            *(self._tick(schedule, now, caller) for schedule, caller in zip(due, callers, strict=True))
+        )
         if len(due) == _AT_ONCE:
             return 0 if not any(rests) else max(rests)
         next_due = await self._store.next_due()
@@ -92,10 +96,10 @@ class Ticker:
         left = (next_due - self._clock.now()).total_seconds()
         return min(max(left, 0, *rests), LONGEST_SLEEP_SECONDS)
 
-    async def _tick(self, schedule: Schedule, now: datetime) -> float:
+    async def _tick(self, schedule: Schedule, now: datetime, caller: Caller | Forbidden) -> float:
         """Let the schedule's due instant take effect; return how long to rest if that was not possible."""
         try:
-            await self._fire(self._decide(schedule, now))
+            await self._fire(self._decide(schedule, now), caller)
         except Unavailable as error:
             log.warning("a due run could not begin yet", schedule=schedule.id, reason=error.message)
             return _REST_SECONDS
@@ -105,12 +109,12 @@ class Ticker:
             await self._store.fire(replace(failed, message="the server failed on this run; its log says why"))
         return 0
 
-    async def _fire(self, firing: Firing) -> Fired:
+    async def _fire(self, firing: Firing, caller: Caller | Forbidden) -> Fired:
         schedule = firing.schedule
         if firing.message is None and firing.missed is not None and self._catch_up is CatchUp.SKIP:
             return await self._store.fire(firing)
         try:
-            job = await self._runs.prepare(schedule, firing.due_at)
+            job = await self._runs.prepare(schedule, firing.due_at, caller)
         except Unavailable:
             raise
         except RunsteadError as error:
