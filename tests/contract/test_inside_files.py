@@ -27,7 +27,7 @@ async def test_files_are_written_and_read(room: Room) -> None:
     )
     assert await read(room, "new/deep/file") == data
     described = await room.inside.stat("new/deep/file")
-    folder = (await room.run("pwd")).out.strip()
+    folder = (await room.run("pwd")).out.strip().rstrip("/")
     assert described == FileEntry("file", f"{folder}/new/deep/file", "file", len(data), described.modified_at, 0o640)
     assert before < described.modified_at <= datetime.now(UTC) + timedelta(seconds=2)
     await write(room, f"{folder}/new/deep/file", b"short")

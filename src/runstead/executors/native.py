@@ -128,6 +128,7 @@ class NativeExecutor(Executor):
         self._places, missing = await asyncio.to_thread(cgroups.find_places, f"runstead-{self._instance}")
         missing += await self._find_isolation()
         missing += await self._find_network()
+        self._insides.networks = self._network
         await self._furnish()
         await asyncio.to_thread(self._prepare_spares)
         isolated = self._isolation != "none"
@@ -146,6 +147,7 @@ class NativeExecutor(Executor):
                 "`runstead doctor` says what is missing",
                 private_ids=self._isolation == "root",
                 inside=True,
+                compartments=self._can_divide(),
                 ports=isolated or syscalls.LINUX,
                 without_ports="which ports belong to a job cannot be found out on this system",
             )
@@ -225,6 +227,7 @@ class NativeExecutor(Executor):
             raise BackendFailure(f"what the attempt held could not be given back: {error}: {name}") from error
         if self._network is not None:
             await self._network.release(name, address)
+            await self._network.release_below(name)
         self._forget(name)
 
     async def inside(self, handle: Handle) -> Inside:
@@ -248,6 +251,12 @@ class NativeExecutor(Executor):
 
     def _traffic(self, address: str) -> tuple[int, int]:
         return self._network.traffic(address) if self._network else (0, 0)
+
+    def _can_divide(self) -> bool:
+        """Say whether attempts can have compartments: their ids, limits and networks need the machine's root."""
+        apart = self._network is not None or self._settings.network == "none"
+        kinds = {kind for kind, _ in self._places}
+        return self._isolation == "root" and apart and ("v2" in kinds or {"memory", "pids", "cpu"} <= kinds)
 
     def _is_idle(self) -> bool:
         """Say whether there is no attempt left, nor another server that works with this directory."""

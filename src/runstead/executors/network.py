@@ -120,6 +120,11 @@ class JobNetwork:
             await asyncio.to_thread(self._delete, str(mine))
         self._used.pop(name, None)
 
+    async def release_below(self, name: str) -> None:
+        """Give back what parts of an attempt have. Idempotent."""
+        for one in [other for other in self._used if other.startswith(f"{name}/")]:
+            await self.release(one)
+
     def _delete(self, address: str) -> None:
         path = self._folder / address
         with contextlib.suppress(OSError):

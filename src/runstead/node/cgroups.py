@@ -13,6 +13,7 @@ PERIOD_MICROS = 100_000
 SPARE = "spare-"  # begins the names of groups made before there is a job for them
 _RELEASE_SECONDS = 1.0
 _CONTROLLERS = ("cpu", "memory", "pids")
+_LEAF = "first"
 _V1 = ("cpu", "cpuacct", "memory", "pids")
 
 
@@ -196,6 +197,20 @@ class Group:
             if kind in ("v2", "pids") and pids_limit:
                 _write(f"{path}/pids.max", str(pids_limit))
 
+    def below(self, name: str) -> "Group":
+        """Return groups of that name below these."""
+        return Group(self.paths, name)
+
+    def divide(self) -> None:
+        """Make ready for groups below these. In version 2 a group with such holds no processes: they go to a leaf."""
+        for kind, path in self.paths:
+            if kind == "v2":
+                leaf = os.path.join(path, _LEAF)
+                os.makedirs(leaf, exist_ok=True)
+                for word in _read(f"{path}/cgroup.procs").split():
+                    _try_write(f"{leaf}/cgroup.procs", word)
+                _write(f"{path}/cgroup.subtree_control", " ".join(f"+{name}" for name in _CONTROLLERS))
+
     def enter(self, pid: int) -> None:
         """Move a process inside. The kernel may take 5 to 15 ms for the first move in a while."""
         for _kind, path in self._paths:
@@ -259,8 +274,18 @@ class Group:
             except FileNotFoundError:
                 continue
             except OSError:
-                gone = False
+                gone = _remove_with_below(path) and gone
         return gone
+
+
+def _remove_with_below(path: str) -> bool:
+    try:
+        for name in [entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]:
+            os.rmdir(os.path.join(path, name))
+        os.rmdir(path)
+    except OSError:
+        return False
+    return True
 
 
 def _value(path: str, key: str) -> int:

@@ -74,6 +74,15 @@ def become_root_inside() -> None:
     os.setresuid(0, 0, 0)
 
 
+def drop_all_capabilities() -> None:
+    """Give up every capability for all that is executed from here on."""
+    for number in range(_LAST_CAPABILITY + 1):
+        try:
+            syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+        except OSError:  # unknown to this kernel
+            break
+
+
 def drop_capabilities(*, here: bool) -> None:
     """Give up, for all that is executed from here on, the capabilities that a job has no use for; also `here`."""
     for number in range(_LAST_CAPABILITY + 1):

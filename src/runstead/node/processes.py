@@ -147,6 +147,16 @@ def is_childless() -> bool:
     return False
 
 
+def reap_until_childless(seconds: float) -> bool:
+    """Wait for children until there are none; False when that takes too long."""
+    until = time.monotonic() + seconds
+    while not is_childless():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.0005)
+    return True
+
+
 def end_all_below(child: int, seconds: float = 15.0) -> int:
     """Kill everything below this process, which is a subreaper, until nothing is left; return the status of `child`.
 
@@ -173,7 +183,7 @@ def end_all_below(child: int, seconds: float = 15.0) -> int:
 def _stop_below(stopped: set[int]) -> bool:
     """Stop what is below this process, parents before children, and add it to `stopped`; say whether it was more."""
     before = len(stopped)
-    waiting = _children(os.getpid())
+    waiting = children(os.getpid())
     if waiting is None:  # a kernel that does not tell
         new = set(descendants(os.getpid())) - stopped
         _kill_all(os.kill, new, signal.SIGSTOP)
@@ -184,11 +194,11 @@ def _stop_below(stopped: set[int]) -> bool:
         if pid not in stopped:
             _kill_all(os.kill, {pid}, signal.SIGSTOP)
             stopped.add(pid)
-        waiting.extend(_children(pid) or [])
+        waiting.extend(children(pid) or [])
     return len(stopped) > before
 
 
-def _children(pid: int) -> list[int] | None:
+def children(pid: int) -> list[int] | None:
     """Return the children of a process; None where the kernel does not tell."""
     found: list[int] = []
     try:

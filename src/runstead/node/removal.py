@@ -112,12 +112,17 @@ def delete_tree(path: str) -> None:
         folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return
-    waiting = [name]
     try:
-        while waiting:
-            _delete(folder, waiting.pop(), 0, folder, waiting)
+        delete_in(folder, name)
     finally:
         os.close(folder)
+
+
+def delete_in(folder: int, name: str) -> None:
+    """Do the same with an entry of an open directory."""
+    waiting = [name]
+    while waiting:
+        _delete(folder, waiting.pop(), 0, folder, waiting)
 
 
 def _delete(folder: int, name: str, depth: int, top: int, waiting: list[str]) -> None:

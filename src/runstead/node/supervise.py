@@ -14,6 +14,7 @@ import socket
 import time
 
 from runstead.node import cgroups, command, environments, framing, places, processes, rundir, syscalls, venv
+from runstead.node.compartments import Attempt, Divider
 from runstead.node.disks import Disk
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.ground import Ground
@@ -80,6 +81,7 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._ground: Ground | None = None
         self._agent: Agent | None = None  # elsewhere it is part of process 1
+        self._divider: Divider | None = None
         self._started_at: float | None = None
         self._deadline = 0.0  # of the whole attempt; monotonic, as are all below
         self._kill_at: float | None = None  # when SIGTERM has had its time
@@ -137,6 +139,8 @@ class Supervisor:
             self._start_plain(shared, writer)
         else:
             self._start_isolated(user, shared, writer)
+            if request.isolation == "root":
+                self._divider = Divider(Attempt(self._path, request, self._group, self._child, user))
         os.close(writer)
 
     def _start_isolated(self, user: int | None, shared: str, writer: int) -> None:
@@ -248,6 +252,8 @@ class Supervisor:
         poll.register(self._control, select.POLLIN)
         if self._talk is not None:
             poll.register(self._talk, select.POLLIN)
+            if self._divider is not None:
+                self._divider.register(poll)
         else:
             assert self._ground is not None
             assert self._listener is not None
@@ -261,10 +267,10 @@ class Supervisor:
                         poll.unregister(output)
                 elif fd == self._control.fileno():
                     self._obey()
-                elif self._agent is None or fd == self._children:
-                    self._take_status()
-                else:
+                elif self._agent is not None and fd != self._children:
                     self._agent.handle(fd, event)
+                elif self._divider is None or not self._divider.handle(fd):
+                    self._take_status()
             self._keep_time()
 
     def _wait_millis(self) -> int:
@@ -360,6 +366,8 @@ class Supervisor:
             return
         assert self._talk is not None
         word = self._talk.recv(64)
+        if self._divider is not None:
+            self._divider.finish()
         _, killed = os.waitpid(self._child, 0)  # returns when the whole namespace is empty
         self._status = int(word[1:]) if word[:1] == b"X" else killed
         self._cut_off = word[:1] != b"X"

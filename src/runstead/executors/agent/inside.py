@@ -6,17 +6,21 @@ import socket
 import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from runstead.executors.agent.compartments import Compartments, Networks
 from runstead.executors.agent.execution import AttendedExecution, ended_from
 from runstead.executors.agent.file import InsideFile
 from runstead.executors.agent.lanes import LaneCut, Lanes
 from runstead.executors.attempts import Attempts
 from runstead.executors.inside import Execution, Inside, OpenFile
 from runstead.model.errors import Invalid, NotRunning, RunsteadError, Unsupported
-from runstead.model.executions import Background, Command, FileEntry
+from runstead.model.executions import Background, Command, Compartment, CompartmentLimits, FileEntry
 from runstead.model.launches import AttemptState
+from runstead.node import rundir
+from runstead.node.compartments import FACTS
 from runstead.node.inside import agent
 
 _CONNECT_SECONDS = 10.0
@@ -24,12 +28,11 @@ _FILE_THREADS = 16
 
 
 class AgentInside(Inside):
-    """The inside of one attempt."""
+    """The inside of one attempt, or of a compartment of one."""
 
-    def __init__(self, folder: str, name: str, address: str | None, threads: ThreadPoolExecutor) -> None:
-        """`folder` is the attempt's directory, `address` where its ports are in a network of its own."""
-        self._lanes = Lanes(folder, name)
-        self._name = name
+    def __init__(self, lanes: Lanes, address: str | None, threads: ThreadPoolExecutor) -> None:
+        """`address`: where its ports are in a network of its own."""
+        self._lanes = lanes
         self._address = address
         self._threads = threads
 
@@ -97,6 +100,10 @@ class AgentInside(Inside):
         more = [self._address] if self._address else []
         answer, fds = await self._lanes.ask({"op": "socket", "port": port, "more": more})
         sockets = [socket.socket(fileno=fd) for fd in fds]
+        if answer["connected"]:
+            [connected] = sockets
+            connected.setblocking(False)
+            return connected
         try:
             for address, candidate in zip(answer["addresses"], sockets, strict=True):
                 candidate.setblocking(False)
@@ -177,15 +184,71 @@ def _entry_from(values: Mapping[str, Any]) -> FileEntry:
     )
 
 
+class AttemptInside(AgentInside):
+    """The inside of one attempt, which can be divided."""
+
+    def __init__(self, lanes: Lanes, address: str | None, threads: ThreadPoolExecutor, parts: Compartments) -> None:
+        super().__init__(lanes, address, threads)
+        self._parts = parts
+        self._known: dict[str, CompartmentInside] = {}
+
+    def close(self) -> None:
+        """Let go of what is kept for the next request."""
+        super().close()
+        for known in self._known.values():
+            known.close()
+
+    async def make_compartments(self, ids: Sequence[str], limits: CompartmentLimits) -> list[Compartment]:
+        """See Inside."""
+        return await self._parts.make(ids, limits)
+
+    async def compartments(self) -> list[Compartment]:
+        """See Inside."""
+        return await self._parts.all()
+
+    async def compartment(self, compartment_id: str) -> Inside:
+        """See Inside."""
+        if compartment_id not in self._known:
+            place = self._parts.place(compartment_id)
+            address = (rundir.read_json(f"{place}/{FACTS}") or {}).get("address")
+            lanes = Lanes(place, compartment_id, lambda: self._parts.why_gone(compartment_id))
+            known = CompartmentInside(lanes, address, self._threads)
+            if address is None:  # it may not be there yet
+                return known
+            self._known[compartment_id] = known
+        return self._known[compartment_id]
+
+    async def remove_compartments(self, ids: Sequence[str]) -> int:
+        """See Inside."""
+        for one in ids:
+            known = self._known.pop(one, None)
+            if known is not None:
+                known.close()
+        return await self._parts.remove(ids)
+
+
+class CompartmentInside(AgentInside):
+    """The inside of a compartment: its programs always run as its user."""
+
+    async def execute(self, command: Command) -> Execution:
+        """See Inside."""
+        return await super().execute(replace(command, user=None))
+
+    async def spawn(self, command: Command, tag: str | None = None) -> Background:
+        """See Inside."""
+        return await super().spawn(replace(command, user=None), tag)
+
+
 class Insides:
     """The insides of the attempts of one executor."""
 
     def __init__(self, attempts: Attempts) -> None:
+        self.networks: Networks | None = None  # for compartments
         self._attempts = attempts
-        self._known: dict[str, AgentInside] = {}
+        self._known: dict[str, AttemptInside] = {}
         self._threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="inside")
 
-    async def find(self, name: str) -> AgentInside:
+    async def find(self, name: str) -> AttemptInside:
         """Return that of a running attempt. Raises NotRunning, Unsupported."""
         if name in self._known and self._attempts.observe(name).state is not AttemptState.RUNNING:
             self.forget(name)
@@ -196,8 +259,10 @@ class Insides:
             if facts.get("inside") != agent.VERSION:
                 raise Unsupported(f"the job was started by another version of this server, which has no way in: {name}")
             address = facts.get("address")
-            made = AgentInside(str(self._attempts.path(name)), name, address, self._threads)
-            self._known.setdefault(name, made)
+            folder = str(self._attempts.path(name))
+            lanes = Lanes(folder, name, lambda: NotRunning(f"the job does not run any more: {name}"))
+            parts = Compartments(folder, name, self.networks, self._threads)
+            self._known.setdefault(name, AttemptInside(lanes, address, self._threads, parts))
         return self._known[name]
 
     def forget(self, name: str) -> None:

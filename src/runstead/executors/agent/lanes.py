@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from runstead.model.errors import (
@@ -16,7 +16,6 @@ from runstead.model.errors import (
     Conflict,
     EntryNotFound,
     Invalid,
-    NotRunning,
     RunsteadError,
     Unavailable,
     Unsupported,
@@ -134,9 +133,10 @@ class Lane:
 class Lanes:
     """The lanes to one attempt: made when needed, some kept while there is nothing to do."""
 
-    def __init__(self, folder: str, name: str) -> None:
-        self._folder = folder  # the attempt's directory
-        self._name = name  # of the attempt, for people
+    def __init__(self, folder: str, name: str, why_gone: Callable[[], RunsteadError]) -> None:
+        self._folder = folder  # the directory that the agent's socket is in
+        self._name = name  # for people
+        self._why_gone = why_gone
         self._idle: list[tuple[float, Lane]] = []
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -193,27 +193,7 @@ class Lanes:
 
     async def connect(self) -> Lane:
         """Make a new lane. Raises NotRunning, Unavailable."""
-        for pause in (*_BUSY_PAUSES, None):
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.setblocking(False)
-            try:
-                folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    connection.connect(framing.socket_address(folder, self._folder, agent.SOCKET))
-                finally:
-                    os.close(folder)
-                return Lane(connection)
-            except BlockingIOError:
-                connection.close()
-                if pause is not None:
-                    await asyncio.sleep(pause)
-            except (FileNotFoundError, ConnectionRefusedError):
-                connection.close()
-                raise NotRunning(f"the job does not run any more: {self._name}") from None
-            except OSError as error:
-                connection.close()
-                raise Unavailable(f"the job cannot be reached: {error}: {self._name}") from error
-        raise Unavailable(f"too much is asked for at once inside of the job: {self._name}", retry_after_seconds=1)
+        return await connect(self._folder, agent.SOCKET, self._why_gone)
 
     def close(self) -> None:
         """Close those that have nothing to do; what goes on, goes on."""
@@ -232,6 +212,31 @@ class Lanes:
                 lane.close()
         self._idle = [entry for entry in self._idle if entry[0] > until]
         self._sweep = loop.call_later(_IDLE_SECONDS, self._close_idle) if self._idle else None
+
+
+async def connect(folder: str, socket_name: str, why_gone: Callable[[], RunsteadError]) -> Lane:
+    """Connect to a socket in a directory. Raises what `why_gone` says when nobody listens, Unavailable."""
+    for pause in (*_BUSY_PAUSES, None):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                connection.connect(framing.socket_address(opened, folder, socket_name))
+            finally:
+                os.close(opened)
+            return Lane(connection)
+        except BlockingIOError:
+            connection.close()
+            if pause is not None:
+                await asyncio.sleep(pause)
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            raise why_gone() from None
+        except OSError as error:
+            connection.close()
+            raise Unavailable(f"the job cannot be reached: {error}") from error
+    raise Unavailable("too much is asked for at once inside of the job", retry_after_seconds=1)
 
 
 async def readable(fd: int) -> None:

@@ -38,12 +38,12 @@ _ENDED_KEPT = 256
 _BACKLOG = 1024
 
 
-def listen(path: str) -> socket.socket:
-    """Make the socket in the directory of an attempt."""
+def listen(path: str, name: str = SOCKET) -> socket.socket:
+    """Make a socket in the directory of an attempt and listen on it."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        listener.bind(framing.socket_address(folder, path, SOCKET))
+        listener.bind(framing.socket_address(folder, path, name))
     finally:
         os.close(folder)
     listener.listen(_BACKLOG)

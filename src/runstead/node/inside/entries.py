@@ -23,16 +23,18 @@ _KINDS = ((stat.S_ISREG, "file"), (stat.S_ISDIR, "dir"), (stat.S_ISLNK, "symlink
 
 def serve(op: str, message: "dict[str, Any]", ground: "Ground") -> "tuple[dict[str, Any], list[int]]":
     """Do one thing and return the answer with open files. Raises Refusal, OSError."""
-    path = os.path.join(ground.folder, str(message.get("path", "")))
-    if "\0" in path:
+    asked = str(message.get("path", ""))
+    if "\0" in asked:
         raise Refusal(INVALID, "a path has no zero bytes")
+    path = _path_from_home(asked, ground.folder, op) if ground.rooted else os.path.join(ground.folder, asked)
+    hidden = len(ground.folder) if ground.rooted else 0  # of paths that are told of
     with _As(ground):
         if op == "open":
             return {}, [_open(path, message)]
         if op == "stat":
-            return _describe(path), []
+            return _describe(path, hidden), []
         if op == "list":
-            return {"entries": _list(path, message.get("after"), int(message["limit"]))}, []
+            return {"entries": _list(path, message.get("after"), int(message["limit"]), hidden)}, []
         if op == "make":
             _make_folder(path)
             return {}, []
@@ -40,6 +42,31 @@ def serve(op: str, message: "dict[str, Any]", ground: "Ground") -> "tuple[dict[s
             _delete(path, recursive=bool(message.get("recursive")))
             return {}, []
     raise Refusal(INVALID, f"there is no such request: {op}")
+
+
+def _path_from_home(asked: str, home: str, op: str) -> str:
+    """Return where a path leads that begins at a home and cannot leave it. Raises Refusal for links in it.
+
+    Who puts one in the way at this moment sends us to what he may reach himself.
+    """
+    names: list[str] = []
+    for name in asked.split("/"):
+        if name == "..":
+            names = names[:-1]
+        elif name not in ("", "."):
+            names.append(name)
+    path = home
+    for number, name in enumerate(names, 1):
+        path = f"{path}/{name}"
+        try:
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+        except OSError:
+            continue
+        if is_link and (number < len(names) or op not in ("stat", "delete")):
+            raise Refusal(INVALID, f"a link is in the way: /{'/'.join(names[:number])}")
+    if op == "delete" and not names:
+        raise Refusal(INVALID, "the home itself cannot be deleted")
+    return "/".join([home, *names])
 
 
 class _As:
@@ -102,10 +129,10 @@ def _proc_device() -> int | None:
         return None
 
 
-def _describe(path: str) -> "dict[str, Any]":
+def _describe(path: str, hidden: int) -> "dict[str, Any]":
     found = os.lstat(path)
     kind = next((name for test, name in _KINDS if test(found.st_mode)), "other")
-    shown = _tidy(path)
+    shown = _tidy(path)[hidden:] or "/"
     return {
         "name": shown.rpartition("/")[2],
         "path": shown,
@@ -121,7 +148,7 @@ def _tidy(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _list(path: str, after: str | None, limit: int) -> "list[dict[str, Any]]":
+def _list(path: str, after: str | None, limit: int, hidden: int) -> "list[dict[str, Any]]":
     try:
         with os.scandir(path) as scan:
             names = heapq.nsmallest(limit, (entry.name for entry in scan if after is None or entry.name > after))
@@ -130,7 +157,7 @@ def _list(path: str, after: str | None, limit: int) -> "list[dict[str, Any]]":
     found: list[dict[str, Any]] = []
     for name in names:
         try:
-            found.append(_describe(os.path.join(path, name)))
+            found.append(_describe(os.path.join(path, name), hidden))
         except FileNotFoundError:  # deleted meanwhile
             continue
     return found

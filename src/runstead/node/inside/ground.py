@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 class Ground:
     """What all that is done inside of one attempt has in common."""
 
-    __slots__ = ("environment", "folder", "limits", "own_ids", "own_network", "user")
+    __slots__ = ("environment", "folder", "limits", "own_ids", "own_network", "rooted", "user")
 
     def __init__(
         self,
@@ -20,6 +20,7 @@ class Ground:
         own_ids: bool,
         user: "User | None" = None,
         limits: "Group | None" = None,
+        rooted: bool = False,
     ) -> None:
         self.environment = environment  # of every program, before what its request says
         self.folder = folder  # where programs and relative paths begin
@@ -27,3 +28,4 @@ class Ground:
         self.own_ids = own_ids  # programs may be run as other users
         self.user = user  # who programs are run as and files belong to; None: this process's own
         self.limits = limits  # the control groups to enter; None: workers begin in them
+        self.rooted = rooted  # paths of files begin at `folder`, and no link is followed

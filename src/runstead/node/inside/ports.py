@@ -16,12 +16,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from runstead.node.inside.ground import Ground
+
 _LISTENS = "0A"
+_PROXIED = ".sbx/proxy"
 
 
-def make_sockets(message: "dict[str, Any]", own_network: bool) -> "tuple[dict[str, Any], list[int]]":
-    """Return the addresses to try in this order, and for each a socket that is not connected yet."""
-    port = int(message["port"])
+def make_sockets(message: "dict[str, Any]", ground: "Ground") -> "tuple[dict[str, Any], list[int]]":
+    """Return the addresses to try in this order, and for each a socket that is not connected yet.
+
+    Where ports may be sockets in the home, and this one is, it is connected to that.
+    """
+    port, own_network = int(message["port"]), ground.own_network
+    if ground.rooted:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        made.setblocking(False)
+        try:
+            made.connect(f"{ground.folder}/{_PROXIED}/{port}.sock")
+            return {"connected": True, "addresses": []}, [made.detach()]
+        except OSError:
+            made.close()
     addresses = ["127.0.0.1", "::1", *message.get("more", [])] if own_network else _own_addresses(port, _inodes())
     fds: list[int] = []
     usable: list[str] = []
@@ -33,7 +47,7 @@ def make_sockets(message: "dict[str, Any]", own_network: bool) -> "tuple[dict[st
             continue
         fds.append(made.detach())
         usable.append(address)
-    return {"addresses": usable}, fds
+    return {"connected": False, "addresses": usable}, fds
 
 
 def _own_addresses(port: int, inodes: set[str]) -> list[str]:

@@ -103,7 +103,7 @@ class Worker:
                 struct.pack_into("i", self._program, 0, 0)
                 return again
             if op == "socket":
-                answer, fds = ports.make_sockets(message, self._ground.own_network)
+                answer, fds = ports.make_sockets(message, self._ground)
             else:
                 answer, fds = entries.serve(str(op), message, self._ground)
         except (Refusal, OSError, ValueError) as error:

@@ -1,0 +1,338 @@
+"""What every executor promises about the compartments of a running attempt, where it has them."""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from contract.insides import OK, Ran, Room, collect, enter, room, site
+from contract.test_executors import Site
+from runstead.executors.inside import Inside
+from runstead.model.errors import Conflict, EntryNotFound, Invalid, NotRunning, Unavailable, Unsupported
+from runstead.model.executions import Command, CompartmentLimits, Ended, TerminalSize
+from runstead.model.launches import AttemptState
+
+__all__ = ["room", "site"]
+
+_PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+_LIMITS = CompartmentLimits(processes=64, memory_bytes=128 << 20)
+
+
+@pytest.fixture
+async def host(room: Room) -> AsyncIterator[Room]:
+    if not room.site.capabilities.compartments:
+        with pytest.raises(Unsupported):
+            await room.inside.make_compartments([new_id()], _LIMITS)
+        pytest.skip("no compartments here")
+    yield room
+
+
+def new_id() -> str:
+    return secrets.token_hex(8)
+
+
+async def make(host: Room, count: int = 1, limits: CompartmentLimits = _LIMITS) -> list["Part"]:
+    made = await host.inside.make_compartments([new_id() for _ in range(count)], limits)
+    return [Part(host, one.id, one.uid, one.home, await host.inside.compartment(one.id)) for one in made]
+
+
+class Part:
+    """One compartment."""
+
+    def __init__(self, host: Room, part_id: str, uid: int, home: str, inside: Inside) -> None:
+        self.host, self.id, self.uid, self.home, self.inside = host, part_id, uid, home, inside
+
+    async def run(self, *argv: str, **options: Any) -> Ran:
+        options["environment"] = {**_PATH, **options.get("environment", {})}
+        execution = await self.inside.execute(Command(argv, **options))
+        try:
+            return await collect(execution)
+        finally:
+            await execution.close()
+
+    async def shell(self, script: str, **options: Any) -> Ran:
+        return await self.run("sh", "-c", script, **options)
+
+
+async def test_compartments_are_made_listed_and_removed(host: Room) -> None:
+    assert await host.inside.compartments() == []
+    ids = [new_id() for _ in range(5)]
+    made = await host.inside.make_compartments(ids, _LIMITS)
+    assert [one.id for one in made] == ids
+    assert len({one.uid for one in made}) == 5
+    assert all(one.uid >= 20000 and one.home.endswith(one.id) and "namespace" in one.confinement for one in made)
+    assert await host.inside.make_compartments(ids[:2], _LIMITS) == made[:2]
+    assert sorted(one.id for one in await host.inside.compartments()) == sorted(ids)
+    assert await host.inside.remove_compartments([ids[0], ids[0], new_id(), "../..", ids[3]]) == 2
+    assert await host.inside.remove_compartments(ids[:1]) == 0
+    assert sorted(one.id for one in await host.inside.compartments()) == sorted({*ids} - {ids[0], ids[3]})
+    again = await host.inside.make_compartments([ids[0]], _LIMITS)
+    assert again[0].uid not in {one.uid for one in made}
+
+
+async def test_a_program_in_a_compartment(host: Room) -> None:
+    [one] = await make(host)
+    ran = await one.shell(
+        'id -u; id -g; id -G; pwd; echo "$A|$HOME"; ls -A; touch x && echo made', environment={"A": "1"}
+    )
+    assert ran.out.splitlines() == [*[str(one.uid)] * 3, one.home, "1|", "made"]
+    assert (await one.run("env")).out.splitlines() == [f"PATH={_PATH['PATH']}"]
+    status = (await one.run("cat", "/proc/self/status")).out
+    assert "NoNewPrivs:\t1" in status
+    assert [line.split()[1] for line in status.splitlines() if line.startswith("Cap")] == ["0" * 16] * 5
+    assert (await one.run("true", user="root")).ended == OK
+    assert (await one.run("id", "-u", user="root")).out == f"{one.uid}\n"
+    ran = await one.shell("tty; echo $TERM", terminal=TerminalSize(10, 80))
+    assert ran.out.startswith("/dev/pts/")
+    assert (await one.run("sleep", "60", timeout_seconds=0.1)).ended == Ended(None, signal.SIGKILL, timed_out=True)
+    started = await one.inside.spawn(Command(("/bin/sleep", "60")))
+    assert await one.inside.kill(started.id)
+
+
+async def test_compartments_see_nothing_of_each_other(host: Room) -> None:
+    mark = secrets.token_hex(8)
+    one, two = await make(host, 2)
+    await one.shell(
+        f"echo {mark} > ~/{mark} 2>/dev/null; echo {mark} > {mark}; echo {mark} > /tmp/{mark}; chmod 777 . *"
+    )
+    await one.shell(f"echo {mark} > /dev/shm/{mark}; echo {mark} > /var/tmp/{mark}")
+    started = await one.inside.spawn(Command(("/bin/sh", "-c", f"MARK={mark} sleep 60"), environment={"MARK": mark}))
+    await host.inside.spawn(Command(("sh", "-c", f": {mark}; sleep 60"), environment={"MARK": mark}))
+    ran = await two.shell(
+        "ls /sbx /sbx/* /sbx/*/* /tmp /var/tmp /dev/shm; ls -a /root /workspace; cat /proc/mounts; find / -xdev; "
+        "cat /proc/*/cmdline /proc/*/environ | tr '\\0' '\\n'; ps -ef; ipcs; cat /sys/fs/cgroup/*/cgroup.procs"
+    )
+    assert two.id in ran.out
+    assert mark not in ran.out
+    assert one.id not in ran.out
+    assert (await two.run("cat", f"{one.home}/{mark}")).ended.exit_code == 1
+    assert int((await two.shell("ls /proc | grep -c '^[0-9]'")).out) <= 8
+    for number in (started.pid, 1, 2, 3, 10, 50):
+        with suppress(Unavailable):  # one of them serves the request
+            await two.shell(f"sleep 0.1; kill -9 {number}; kill -9 -- -{number}")
+    await two.shell("sleep 0.1; kill -9 -1")
+    assert [entry.ended for entry in await one.inside.background()] == [None]
+    assert [entry.ended for entry in await host.inside.background()] == [None]
+    assert (await two.run("true")).ended == OK
+
+
+async def test_a_compartment_can_write_to_its_own_places_only(host: Room) -> None:
+    one, two = await make(host, 2)
+    ran = await one.shell(
+        "for d in $(find / -maxdepth 3 -type d -not -path '/proc/*' -not -path '/sys/*' 2>/dev/null); do "
+        "if touch $d/.mine 2>/dev/null; then echo $d; fi; done"
+    )
+    assert set(ran.out.split()) <= {one.home, "/tmp", "/var/tmp", "/dev/shm"}
+    assert one.home in ran.out
+    assert (await two.shell("find / -xdev -name .mine 2>/dev/null")).out == ""
+    ran = await one.shell(
+        "mount -t tmpfs none /tmp; umount /proc; unshare -Ur id; chroot / id; hostname x; nsenter -t 1 -m id"
+    )
+    assert "uid=0" not in ran.out or "unshare" not in ran.err  # a user namespace of its own gives nothing outside
+    assert (await two.run("hostname")).out == (await host.run("hostname")).out
+
+
+async def test_limits_of_a_compartment(host: Room) -> None:
+    one, two = await make(host, 2, CompartmentLimits(processes=40, memory_bytes=64 << 20))
+    program = (
+        "import os, time\nn = 0\ntry:\n while n < 500:\n  if os.fork() == 0: time.sleep(30)\n  n += 1\n"
+        "except OSError: pass\nprint(n)"
+    )
+    execution = await one.inside.execute(Command(("python3", "-c", program), environment=_PATH))
+    said = await execution.read()
+    assert said is not None
+    assert 10 < int(said.data) <= 41
+    assert (await two.run("true")).ended == OK
+    await execution.close()
+    assert (await one.run("true")).ended == OK
+    ran = await one.run("python3", "-c", "x = b'x' * (200 << 20); print(len(x))")
+    assert ran.ended.exit_code != 0
+    for other in (one, two):
+        assert (await other.run("true")).ended == OK
+
+
+async def test_networks_of_compartments(host: Room) -> None:
+    one, two = await make(host, 2)
+    server = (
+        "import socket, sys\ns = socket.socket(); s.bind(('0.0.0.0', 8000)); s.listen()\nprint('up', flush=True)\n"
+        "while True: c, _ = s.accept(); c.sendall(sys.argv[1].encode()); c.close()"
+    )
+    running = []
+    for part, word in ((one, "first"), (two, "second"), (host, "host")):
+        execution = await part.inside.execute(Command(("python3", "-c", server, word), environment=_PATH))
+        assert (await execution.read()).data == b"up\n"
+        running.append(execution)
+    loop = asyncio.get_running_loop()
+    for part, word in ((one, b"first"), (two, b"second"), (host, b"host")):
+        with await part.inside.connect(8000) as connection:
+            assert await loop.sock_recv(connection, 100) == word
+    addresses = [
+        (
+            await part.shell("cat /proc/net/fib_trie | grep -B1 'host LOCAL' | grep -o '10[.][0-9.]*' | head -1")
+        ).out.strip()
+        for part in (one, two)
+    ]
+    client = "import socket, sys; print(socket.create_connection((sys.argv[1], 8000), 1).recv(100))"
+    for address in {*addresses, str(host.handle.data["address"])} - {""}:
+        ran = await two.run("python3", "-c", client, address)
+        assert b"first" not in ran.out.encode()
+        assert b"host" not in ran.out.encode()
+    for execution in running:
+        await execution.close()
+    with pytest.raises(ConnectionRefusedError):
+        await one.inside.connect(8000)
+
+
+async def test_ports_that_are_sockets_in_the_home(host: Room) -> None:
+    [one] = await make(host)
+    server = (
+        "import os, socket\nos.makedirs('.sbx/proxy')\n"
+        "s = socket.socket(socket.AF_UNIX); s.bind('.sbx/proxy/7000.sock')\ns.listen()\nprint('up', flush=True)\n"
+        "while True: c, _ = s.accept(); c.sendall(b'unix'); c.close()"
+    )
+    execution = await one.inside.execute(Command(("python3", "-c", server), environment=_PATH))
+    assert (await execution.read()).data == b"up\n"
+    with await one.inside.connect(7000) as connection:
+        assert connection.family == socket.AF_UNIX
+        assert await asyncio.get_running_loop().sock_recv(connection, 10) == b"unix"
+    await execution.close()
+    with pytest.raises(ConnectionRefusedError):
+        await one.inside.connect(7000)
+
+
+async def test_files_begin_at_the_home_and_follow_no_links(host: Room) -> None:
+    one, two = await make(host, 2)
+    for path in ("/a/file", "../../b/file", "c/./d/../file"):
+        file = await one.inside.open_file(path, write=True, parents=True)
+        await file.write(0, path.encode())
+        await file.close()
+    assert (await one.run("cat", "a/file", "b/file", "c/file")).out == "/a/file../../b/filec/./d/../file"
+    entry = await one.inside.stat("a/file")
+    assert (entry.name, entry.path) == ("file", "/a/file")
+    assert (await one.inside.stat("/..")).path == (await one.inside.stat("")).path == "/"
+    assert [one.path for one in await one.inside.list_folder("/", None, 10)] == ["/a", "/b", "/c"]
+    await one.shell("ln -s /etc out; ln -s /etc/passwd word; ln -s a in; ln -s a/file near; mkfifo pipe")
+    assert (await one.inside.stat("out")).kind == "symlink"
+    for path in ("out/passwd", "word", "in/file", "near", "pipe"):
+        for write in (False, True):
+            with pytest.raises(Invalid):
+                await one.inside.open_file(path, write=write)
+    for path in ("out/passwd", "in/file"):
+        with pytest.raises(Invalid):
+            await one.inside.stat(path)
+        with pytest.raises(Invalid):
+            await one.inside.delete(path, recursive=True)
+    with pytest.raises(Invalid):
+        await one.inside.list_folder("in", None, 10)
+    with pytest.raises(Invalid):
+        await one.inside.make_folder("in/new")
+    with pytest.raises(Conflict):
+        await one.inside.open_file("a")
+    with pytest.raises(EntryNotFound):
+        await one.inside.open_file("/etc/passwd")
+    with pytest.raises(EntryNotFound):
+        await one.inside.stat(two.home)
+    with pytest.raises(Invalid):
+        await one.inside.delete("/", recursive=True)
+    await one.inside.delete("out", recursive=True)
+    await one.inside.delete("a", recursive=True)
+    assert [entry.name for entry in await one.inside.list_folder("", None, 10)] == [
+        "b",
+        "c",
+        "in",
+        "near",
+        "pipe",
+        "word",
+    ]
+
+
+async def test_compartments_that_are_gone(host: Room) -> None:
+    [one] = await make(host)
+    execution = await one.inside.execute(Command(("/bin/sleep", "60")))
+    await one.run("true")
+    assert await host.inside.remove_compartments([one.id]) == 1
+    assert await execution.read() is None
+    assert (await execution.wait()).signal == signal.SIGKILL
+    await execution.close()
+    for inside in (one.inside, await host.inside.compartment(one.id), await host.inside.compartment(new_id())):
+        with pytest.raises(EntryNotFound):
+            await inside.execute(Command(("/bin/true",)))
+        with pytest.raises(EntryNotFound):
+            await inside.stat("/")
+        with pytest.raises(EntryNotFound):
+            await inside.background()
+    [again] = await make(host)
+    await host.site.executor.stop(host.handle, 10)
+    assert (await host.site.ended(host.handle)).state is AttemptState.EXITED
+    with pytest.raises(NotRunning):
+        await again.inside.execute(Command(("/bin/true",)))
+    with pytest.raises(NotRunning):
+        await host.inside.make_compartments([new_id()], _LIMITS)
+
+
+async def test_an_attempt_with_compartments_ends_soon(host: Room) -> None:
+    parts = await make(host, 3)
+    await parts[0].inside.spawn(Command(("/bin/sleep", "60")))
+    began = time.monotonic()
+    await host.site.executor.stop(host.handle, 30)
+    await host.site.ended(host.handle)
+    assert time.monotonic() - began < 15
+
+
+async def test_compartments_after_a_restart_of_the_server(host: Room) -> None:
+    one, two = await make(host, 2)
+    await one.shell("echo kept > file")
+    started = await one.inside.spawn(Command(("/bin/sleep", "60")), "tag")
+    listed = await host.inside.compartments()
+    await host.site.restart()
+    inside = await host.site.executor.inside(host.handle)
+    assert await inside.compartments() == listed
+    again = Part(host, one.id, one.uid, one.home, await inside.compartment(one.id))
+    assert (await again.run("cat", "file")).out == "kept\n"
+    assert [(entry.id, entry.tag) for entry in await again.inside.background()] == [(started.id, "tag")]
+    assert await inside.remove_compartments([one.id, two.id]) == 2
+    fresh = await inside.make_compartments([new_id()], _LIMITS)
+    assert fresh[0].uid not in (one.uid, two.uid)
+
+
+async def test_many_compartments_at_once(host: Room) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    parts = [part for made in await asyncio.gather(*(make(host, 4) for _ in range(10))) for part in made]
+    assert len({part.uid for part in parts}) == 40
+
+    async def one(part: Part) -> None:
+        assert (await part.run("id", "-u")).out == f"{part.uid}\n"
+
+    await asyncio.gather(*(one(part) for part in parts))
+    assert await host.inside.remove_compartments([part.id for part in parts]) == 40
+    assert await host.inside.compartments() == []
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
+
+
+async def test_a_fork_bomb_in_a_compartment_starves_nobody(host: Room) -> None:
+    one, two = await make(host, 2)
+    bomb = "import os\nwhile True:\n try: os.fork()\n except OSError: pass"
+    await one.inside.spawn(Command(("python3", "-c", bomb), environment=_PATH))
+    for _ in range(5):
+        assert (await two.run("true")).ended == OK
+    assert await host.inside.remove_compartments([one.id]) == 1
+    assert (await two.run("true")).ended == OK
+
+
+async def test_ids_that_could_be_paths(site: Site) -> None:
+    if not site.capabilities.compartments:
+        pytest.skip("no compartments here")
+    host = await enter(site)
+    for strange in ("", "..", "../../../../etc", "x" * 16, "A" * 16, "0" * 15, "0" * 17, "0000000000000/00"):
+        with pytest.raises((EntryNotFound, Invalid)):
+            await host.inside.make_compartments([strange], _LIMITS)
+        with pytest.raises(EntryNotFound):
+            await host.inside.compartment(strange)
+    assert await host.inside.compartments() == []
