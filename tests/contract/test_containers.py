@@ -21,7 +21,7 @@ Build = Callable[[Path, OneImage], Executor]
 
 
 def _oci(data_dir: Path, images: OneImage) -> Executor:
-    settings = OciSettings(NativeSettings(grace_seconds=1.0, pids_limit=128))
+    settings = OciSettings(NativeSettings(grace_seconds=1.0, pids_limit=128), described=(data_dir / "cdi",))
     return OciExecutor(data_dir, settings, images, lambda _kind, _job_id: None)
 
 
@@ -241,6 +241,33 @@ def _disks(folder: Path) -> list[str]:
         with suppress(OSError):
             found.append(path.read_text())
     return [text for text in found if str(folder) in text]
+
+
+async def test_devices_that_were_reserved_are_there_and_for_nobody_else(engine: Engine) -> None:
+    described, driver = engine.folder / "data" / "cdi", engine.folder / "driver"
+    described.mkdir()
+    driver.mkdir()
+    (driver / "libfake.so.1").write_text("a library")
+    edits = {
+        "deviceNodes": [{"path": "/dev/nvidia0", "hostPath": "/dev/zero"}],
+        "env": ["FROM_DEVICE=1"],
+        "mounts": [{"hostPath": str(driver / "libfake.so.1"), "containerPath": "/usr/lib/fake/libfake.so.1"}],
+        "hooks": [
+            {"path": "/x", "args": ["x", "create-symlinks", "--link", "libfake.so.1::/usr/lib/fake/libfake.so"]},
+            {"path": "/x", "args": ["x", "update-ldcache", "--folder", "/usr/lib/fake"]},
+        ],
+    }
+    device = {"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": edits}]}
+    (described / "nvidia.json").write_text(json.dumps(device))
+    script = """
+        head -c 4 /dev/nvidia0 | wc -c; cat /usr/lib/fake/libfake.so; echo $FROM_DEVICE
+        { echo x > /usr/lib/fake/libfake.so.1; } 2> /dev/null || echo kept; cat /etc/ld.so.conf.d/00-devices.conf
+    """
+    code, lines = await engine.shell(script, gpu_ids=("0",))
+    assert (code, lines) == (0, ["4", "a library1", "kept", "/usr/lib/fake"])
+    code, lines = await engine.shell("ls /dev/nvidia* /usr/lib/fake; echo x$FROM_DEVICE")
+    assert lines[-1] == "x"
+    assert all("No such file" in line for line in lines[:-1])
 
 
 async def test_json_of_what_is_seen_is_the_same_for_two_jobs_of_one_image(engine: Engine) -> None:

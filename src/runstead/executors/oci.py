@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from runstead.executors.cdi import FOLDERS, NVIDIA, Devices, Edits
 from runstead.executors.interface import Capabilities
+from runstead.executors.machine import gpu_devices, shared_gpu_devices
 from runstead.executors.native import NativeExecutor, NativeSettings, Root
 from runstead.executors.resolving import network_files
 from runstead.images.image import Image
@@ -65,6 +67,8 @@ class OciSettings:
     native: NativeSettings = field(default_factory=NativeSettings)
     # Of /dev/shm in each job; what users of Docker are used to.
     shared_memory_bytes: int = 64 << 20
+    # Where vendors describe their devices.
+    described: tuple[Path, ...] = FOLDERS
 
 
 class OciExecutor(NativeExecutor):
@@ -76,6 +80,7 @@ class OciExecutor(NativeExecutor):
         """See NativeExecutor. `images` is opened and closed with the executor."""
         super().__init__(data_dir, settings.native, wake)
         self._shared_memory_bytes = settings.shared_memory_bytes
+        self._described = settings.described
         self._images = images
         self._private_ids = True
         self._disks = True
@@ -114,20 +119,34 @@ class OciExecutor(NativeExecutor):
         image = self._images.find(launch.image) or await self._images.get(launch.image, lambda _line: None)
         self._images.hold(image, self._name(launch.job_id, launch.attempt))
         disk = await self._disk(launch.disk_bytes) if self._disks and launch.disk_bytes else None
-        return Root(container=self._container([str(path) for path in image.layers], image, disk, self._private_ids))
+        edits = await asyncio.to_thread(self._edits, launch.gpu_ids) if launch.gpu_ids else Edits()
+        layers = [str(path) for path in image.layers]
+        return Root(container=self._container(layers, image, disk, self._private_ids, edits))
 
-    def _container(self, layers: list[str], image: Image | None, disk: str | None, private_ids: bool) -> Container:
+    def _edits(self, gpu_ids: tuple[str, ...]) -> Edits:
+        """Return what GPUs need in a container, as it is described now: drivers come and go."""
+        edits = Devices(self._described).find(NVIDIA, gpu_ids)
+        if edits is not None:
+            return edits
+        nodes = [node for gpu_id in gpu_ids for node in gpu_devices(gpu_id)]
+        return Edits(devices=tuple((node, node) for node in [*nodes, *shared_gpu_devices()]))
+
+    def _container(
+        self, layers: list[str], image: Image | None, disk: str | None, private_ids: bool, edits: Edits
+    ) -> Container:
         passed = self._passed_environment()
         shown = [value for value in passed.values() if value.startswith("/") and Path(value).exists()]
         return Container(
             layers=layers,
-            environment=_variables(image.config.environment) if image else {},
+            environment={**(_variables(image.config.environment) if image else {}), **edits.environment},
             passed=passed,
             working_dir=image.config.working_dir if image else "",
             user=image.config.user if image else "",
             files=network_files(self._network is not None),
-            binds=[[path, path] for path in dict.fromkeys(shown)],
-            devices=[],
+            binds=[*([path, path] for path in dict.fromkeys(shown)), *map(list, edits.binds)],
+            devices=[list(pair) for pair in edits.devices],
+            links=[[path, target] for target, path in edits.links],
+            libraries=list(edits.library_folders),
             shared_memory_bytes=self._shared_memory_bytes,
             disk=disk,
             private_ids=private_ids,
@@ -135,7 +154,9 @@ class OciExecutor(NativeExecutor):
         )
 
     def _describe(self, found: Capabilities) -> Capabilities:
-        missing = () if self._filtered else (_NO_FILTER,)
+        missing = [] if self._filtered else [_NO_FILTER]
+        if self._machine is not None and self._machine.gpus:
+            missing += self._lacking_devices([gpu.id for gpu in self._machine.gpus])
         return replace(
             found,
             images=True,
@@ -143,6 +164,17 @@ class OciExecutor(NativeExecutor):
             disk_limits=self._disks,
             missing=(*found.missing, *missing),
         )
+
+    def _lacking_devices(self, gpu_ids: list[str]) -> list[str]:
+        devices = Devices(self._described)
+        edits = devices.find(NVIDIA, gpu_ids)
+        if edits is None:
+            how = "run `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`"
+            return [*devices.problems, f"GPUs in containers have no driver libraries: they are not described; {how}"]
+        return [
+            *devices.problems,
+            *(f"a hook for GPUs is not known and left out: {one}" for one in edits.unknown_hooks),
+        ]
 
     def _forget(self, name: str) -> None:
         self._images.release(name)
@@ -163,7 +195,7 @@ class OciExecutor(NativeExecutor):
             disk = await self._disk(_PROBE_DISK_BYTES) if with_disks else None
         except OSError as error:
             return f"{error.strerror}: {error.filename}"
-        root = Root(container=self._container([str(empty)], None, disk, private_ids))
+        root = Root(container=self._container([str(empty)], None, disk, private_ids, Edits()))
         ended, words = await self._probe(root, _PROBE_COMMAND)
         if ended is not None and ended.exit_code == _NOT_FOUND:  # all is there but the command
             return None

@@ -154,8 +154,10 @@ def _prepare(order: Order, output: int) -> users.User | None:
         venv.make(own, view.python, view.python_version, view.pip_paths)
         os.chdir(places.WORK)
     _wake_on_signals()
-    if request.container is not None and request.container.filtered:
-        seccomp.load()
+    if request.container is not None:
+        if request.container.filtered:
+            seccomp.load()
+        image.equip(request.container)
     return user if user is not None and (user.uid or user.gid or user.groups) else None
 
 

@@ -67,6 +67,8 @@ class Container:
         "files",
         "filtered",
         "layers",
+        "libraries",
+        "links",
         "passed",
         "private_ids",
         "shared_memory_bytes",
@@ -85,6 +87,8 @@ class Container:
         files: list[list[str]],
         binds: list[list[str]],
         devices: list[list[str]],
+        links: list[list[str]],
+        libraries: list[str],
         shared_memory_bytes: int,
         disk: str | None,
         private_ids: bool,
@@ -98,6 +102,8 @@ class Container:
         self.files = files  # small files of our own: [path, text]
         self.binds = binds  # files and directories shown read-only: [source, path]
         self.devices = devices  # device nodes: [source, path]
+        self.links = links  # symbolic links to make where nothing is: [path, target]
+        self.libraries = libraries  # directories to make known to the dynamic linker
         self.shared_memory_bytes = shared_memory_bytes  # of /dev/shm
         self.disk = disk  # a file system of the right size to copy; None: as much as there is
         self.private_ids = private_ids  # whether ids are shifted into the range of the namespace

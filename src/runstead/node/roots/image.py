@@ -5,6 +5,8 @@ shown in the new root only once that is the root of this process, where no path 
 """
 
 import os
+import signal
+import time
 
 from runstead.node import places, syscalls
 from runstead.node.roots import parts
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from runstead.node.request import Container, Request
     from runstead.node.users import User
 
+_LINKER_SECONDS = 20.0
 _NOTHING_SPECIAL = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _GROUPS = "/sys/fs/cgroup"
 _HIDDEN = ("/sys/firmware", "/sys/devices/virtual/powercap")
@@ -83,6 +86,39 @@ def build(request: "Request", container: "Container", base: Foundation) -> None:
         _write(target, request.fill(text), owner)
     parts.processes("/proc")
     _system(groups)
+
+
+def equip(container: "Container") -> None:
+    """Do what devices ask for beside their files; with the job's own rights, behind all that holds it."""
+    for path, target in container.links:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.symlink(target, path)
+        except OSError:  # the image has something there
+            continue
+    if container.libraries:
+        os.makedirs("/etc/ld.so.conf.d", exist_ok=True)
+        with open("/etc/ld.so.conf.d/00-devices.conf", "w") as file:
+            file.write("".join(f"{path}\n" for path in container.libraries))
+        _run_linker()
+
+
+def _run_linker() -> None:
+    """Have the image's own program look at the libraries; without one programs have to know where these are."""
+    path = next((path for path in ("/sbin/ldconfig", "/usr/sbin/ldconfig") if os.access(path, os.X_OK)), None)
+    if path is None:
+        return
+    try:
+        null = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0)
+        streams = [null, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+        child = os.posix_spawn(path, [path], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, file_actions=streams)
+    except OSError:
+        return
+    until = time.monotonic() + _LINKER_SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
 
 
 def enter_folder(path: str, user: "User") -> None:
