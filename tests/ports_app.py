@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import sys
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -109,6 +110,24 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 writer.write(data.upper())
                 await writer.drain()
             return False
+        case "/resolve":
+            try:
+                found = await asyncio.get_running_loop().getaddrinfo(query, 1, type=socket.SOCK_STREAM)
+            except OSError:
+                found = []
+            body = json.dumps(sorted({address[0] for *_, address in found})).encode()
+        case "/connect":  # what is said at another address
+            host, _, port = query.partition(":")
+            try:
+                async with asyncio.timeout(2):
+                    there, back = await asyncio.open_connection(host, int(port))
+                    back.write(b"GET /whoami HTTP/1.1\r\n\r\n")
+                    body = json.dumps((await there.readline()).decode().strip()).encode()
+                    back.close()
+            except (OSError, TimeoutError) as error:
+                body = json.dumps(type(error).__name__).encode()
+        case "/environment":
+            body = json.dumps(dict(os.environ)).encode()
         case "/head-of":
             writer.write(head("200 OK", *json.loads(body), "Content-Length: 0"))
             return True

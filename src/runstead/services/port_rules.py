@@ -35,6 +35,8 @@ class PortRules:
 
     async def accept(self, spec: JobSpec) -> JobSpec:
         """Return the specification with its ports in order. Raises as `check`, and Conflict for a port in use."""
+        if spec.network is not None and not self._capabilities.groups:
+            raise Unsupported(f"network: {self._capabilities.without_groups}")
         ports = self.check(spec.ports)
         await self.refuse_taken(ports, None)
         return replace(spec, ports=ports)
