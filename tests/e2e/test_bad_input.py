@@ -327,12 +327,6 @@ def test_a_wrong_method_is_refused(api: Api, path: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "address"),
     [
-        ("GET", "/api/scheduled-jobs/root"),
-        ("POST", "/api/scheduled-jobs/root"),
-        ("GET", f"/api/scheduled-jobs/root/{NO_JOB}"),
-        ("DELETE", f"/api/scheduled-jobs/root/{NO_JOB}"),
-        ("POST", f"/api/scheduled-jobs/root/{NO_JOB}/run"),
-        ("PUT", f"/api/scheduled-jobs/root/{NO_JOB}/labels"),
         ("GET", "/api/settings/webhooks"),
         ("POST", "/api/settings/webhooks"),
         ("POST", f"/api/settings/webhooks/{NO_JOB}/disable"),
