@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,30 +10,19 @@ import pytest
 
 from runstead.images.image import Image, ImageConfig
 
-_PACKAGES = "python3,python3-pip,python3-venv,procps,iproute2"
 _KEPT = Path("/var/cache/runstead-tests")
 
 
 def debian_root() -> Path:
     """Return a small Debian with Python; skips where it cannot be made."""
     path = _KEPT / "debian"
-    if path.is_dir():
-        return path
-    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
-        pytest.skip("needs root and debootstrap")
-    _KEPT.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=_KEPT))
-    command = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "stable", str(fresh)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        shutil.rmtree(fresh, ignore_errors=True)
-        pytest.fail(f"debootstrap failed:\n{done.stdout[-2000:]}")
-    (fresh / "usr/bin/python").symlink_to("python3")
-    fresh.chmod(0o755)
-    try:
-        fresh.rename(path)
-    except OSError:  # another run was faster
-        shutil.rmtree(fresh, ignore_errors=True)
+    if not path.is_dir():
+        if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+            pytest.skip("needs root and debootstrap")
+        script = Path(__file__).parents[1] / "scripts" / "debian-root"
+        done = subprocess.run([str(script), str(path)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.fail(f"debootstrap failed:\n{done.stdout[-2000:]}")
     return path
 
 
