@@ -15,9 +15,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from runstead.model.accounts import Caller
 from runstead.model.buckets import Output
 from runstead.model.costs import MICRO
-from runstead.model.errors import Unsupported
+from runstead.model.errors import Invalid, Unsupported
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import HistoryEntry, Job, JobSpec
+from runstead.model.ports import NetworkGroup
 from runstead.model.ports import Ports as ExposedPorts
 from runstead.model.volumes import Volume, VolumeKind
 from runstead.services.hardware import DEFAULT_FLAVOR
@@ -71,6 +72,14 @@ class Network(_Request):
 
     group: str | None = None
     aliases: list[str] = []
+
+    def value(self) -> NetworkGroup | None:
+        """Return the group as it was asked for; None without one. Raises Invalid for aliases alone."""
+        if self.group is None:
+            if self.aliases:
+                raise Invalid("aliases are for a group, and there is none", "network.group")
+            return None
+        return NetworkGroup(self.group, tuple(self.aliases))
 
 
 class VolumeItem(_Request):
@@ -135,12 +144,12 @@ class JobCreate(_Request):
             tags=tuple(self.tags),
             volumes=tuple(item.volume() for item in self.volumes or ()),
             ports=self.expose.value() if self.expose else ExposedPorts(),
+            network=self.network.value() if self.network else None,
         )
 
     def _refuse_missing(self) -> None:
         missing = {
             "ssh": self.ssh is not None and self.ssh.enabled,
-            "network": self.network is not None and bool(self.network.group),
         }
         for field, wanted in missing.items():
             if wanted:
@@ -152,7 +161,6 @@ class JobCreate(_Request):
 
 _FEATURES = {
     "ssh": "SSH into jobs",
-    "network": "network groups",
 }
 
 
@@ -226,6 +234,8 @@ def spec_json(spec: JobSpec) -> dict[str, Any]:
     }
     if spec.ports:
         found["expose"] = {"ports": spec.ports.exposed, "portsPublic": spec.ports.public}
+    if spec.network is not None:
+        found["network"] = {"group": spec.network.name, "aliases": spec.network.aliases}
     if spec.docker_image is not None:
         found["dockerImage"] = spec.docker_image
     if spec.space_id is not None:

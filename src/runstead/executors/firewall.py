@@ -9,7 +9,8 @@ import shutil
 import socket
 import struct
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from runstead.executors.egress import Opening
@@ -33,6 +34,12 @@ _REGISTER = 1
 _IIFNAME, _OIFNAME, _L4PROTO = 6, 7, 16
 _NETWORK, _TRANSPORT = 1, 2
 _ANSWERS = 2 | 4  # established, related
+_NEWSET, _NEWSETELEM = 9, 12
+_MAP = 8
+_ADDRESS_TYPE, _MARK_TYPE = 7, 19  # as nft shows them
+_R0, _R1, _R8 = 8, 9, 16  # registers of four bytes, side by side
+_GROUP_OF, _MEMBERS = "group_of", "members"
+_AT_ONCE = 500  # elements in a message, whose size is limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class Firewall:
     address: IPv4Address  # of the bridge
     port: int | None  # of the server, the one service of this machine that jobs may reach
     openings: tuple[Opening, ...] | None = None  # all of the outside that jobs may reach; None: everything
+    groups: Mapping[str, int] = field(default_factory=dict[str, int])  # address: number of its group
 
     def apply(self) -> None:
         """Put the rules in place, over those of an earlier run. All at once or not at all."""
@@ -56,6 +64,7 @@ class Firewall:
             self._chain("input", "filter", _LOCAL_IN, 0),
             self._chain("forward", "filter", _FORWARD, 0),
             self._chain("postrouting", "nat", _POST_ROUTING, 100),
+            *(self._sets() if self.groups else ()),
             *(self._rule("input", rule) for rule in self._input()),
             *(self._rule("forward", rule) for rule in self._forward()),
             self._rule("postrouting", self._masquerade()),
@@ -102,6 +111,10 @@ class Firewall:
 
     def _forward(self) -> list[list[bytes]]:
         out, into = _name(_IIFNAME, self.bridge), _name(_OIFNAME, self.bridge)
+        within = [[*out, *into, *_same_group(), _verdict(_ACCEPT)]] if self.groups else []
+        return [*within, *self._forward_others(out, into)]
+
+    def _forward_others(self, out: list[bytes], into: list[bytes]) -> list[list[bytes]]:
         link_local = _to(IPv4Address("169.254.0.0"), 16)
         inwards = [[*into, *_is_answer(), _verdict(_ACCEPT)], [*into, _verdict(_DROP)]]
         if self.openings is not None:
@@ -118,6 +131,28 @@ class Firewall:
     def _masquerade(self) -> list[bytes]:
         source = _address(12, self.subnet.network_address, self.subnet.prefixlen)
         return [*source, *_name(_OIFNAME, self.bridge, _DIFFERENT), _expression("masq")]
+
+    def _sets(self) -> list[Message]:
+        """Make the map from address to group, and the set of pairs of both, which the rules look into."""
+        pairs = [(IPv4Address(address).packed, struct.pack("=I", number)) for address, number in self.groups.items()]
+        messages = [
+            self._set(_GROUP_OF, 1, _ADDRESS_TYPE, 4, _number(3, _MAP) + _number(6, _MARK_TYPE) + _number(7, 4)),
+            self._set(_MEMBERS, 2, _ADDRESS_TYPE << 6 | _MARK_TYPE, 8, _number(3, 0)),
+        ]
+        for first in range(0, len(pairs), _AT_ONCE):
+            some = pairs[first : first + _AT_ONCE]
+            mapped = [nested(1, nested(1, attribute(1, key)), nested(2, attribute(1, group))) for key, group in some]
+            joined = [nested(1, nested(1, attribute(1, key + group))) for key, group in some]
+            messages += [self._elements(_GROUP_OF, mapped), self._elements(_MEMBERS, joined)]
+        return messages
+
+    def _set(self, name: str, number: int, key_type: int, key_bytes: int, more: bytes) -> Message:
+        key = _number(4, key_type) + _number(5, key_bytes)
+        return _message(_NEWSET, NLM_F_CREATE, text(1, self.table) + text(2, name) + more + key + _number(10, number))
+
+    def _elements(self, name: str, elements: list[bytes]) -> Message:
+        body = text(1, self.table) + text(2, name) + nested(3, *elements)
+        return _message(_NEWSETELEM, NLM_F_CREATE, body)
 
     def _chain(self, name: str, kind: str, hook: int, priority: int) -> Message:
         place = nested(4, _number(1, hook), _number(2, priority))
@@ -188,6 +223,14 @@ def _address(offset: int, address: IPv4Address, prefix: int) -> list[bytes]:
 def _to(address: IPv4Address, prefix: int) -> list[bytes]:
     """The packet goes to this address or network."""
     return _address(16, address, prefix)
+
+
+def _same_group() -> list[bytes]:
+    """Source and destination are in one group: the destination is found together with the group of the source."""
+    source = _expression("payload", _number(1, _R8), _number(2, _NETWORK), _number(3, 12), _number(4, 4))
+    group = _expression("lookup", text(1, _GROUP_OF), _number(2, _R8), _number(3, _R1))
+    target = _expression("payload", _number(1, _R0), _number(2, _NETWORK), _number(3, 16), _number(4, 4))
+    return [source, group, target, _expression("lookup", text(1, _MEMBERS), _number(2, _R0))]
 
 
 def _to_port(protocol: int, port: int) -> list[bytes]:

@@ -36,6 +36,8 @@ class Capabilities:
     compartments: bool = False  # whether attempts can be divided: `Inside.make_compartments`
     ports: bool = False  # whether `Inside.connect` can be had: exposed ports
     without_ports: str = "ports of jobs cannot be reached here"  # why not, and how to get them
+    groups: bool = False  # whether `Launch.group` can be had
+    without_groups: str = "jobs cannot be joined in a network here"  # why not, and how to get it
 
 
 class Executor(ABC):

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 from runstead.executors.agent.inside import Insides
 from runstead.executors.attempts import PROBE_ID, Attempts
 from runstead.executors.egress import Egress
+from runstead.executors.groups import own_hosts, show_hosts
 from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.launching import Launcher
@@ -149,6 +150,9 @@ class NativeExecutor(Executor):
                 inside=True,
                 compartments=self._can_divide(),
                 ports=isolated or syscalls.LINUX,
+                groups=self._network is not None,
+                without_groups="network groups need jobs to have networks of their own, which they do not have here; "
+                "`runstead doctor` says what is missing",
                 without_ports="which ports belong to a job cannot be found out on this system",
             )
         )
@@ -190,6 +194,8 @@ class NativeExecutor(Executor):
         request = self._request(launch, root)
         if self._network is not None:
             request.network, request.address = await self._network.claim(name)
+            if launch.group is not None:
+                show_hosts(request, await self._network.join(name, launch.group, own_hosts(request)))
         await self._ask(request, name)
         self._watching.watch(name)
         handle = self._handle(name)
@@ -302,7 +308,9 @@ class NativeExecutor(Executor):
             if egress is not None:
                 self._egress = Egress(egress)
                 unknown = await asyncio.to_thread(self._egress.refresh)
-            network = JobNetwork(self._instance, self._settings.subnet, self._settings.server_port, self._egress)
+            network = JobNetwork(
+                self._instance, self._settings.subnet, self._settings.server_port, self._egress, self._node / "groups"
+            )
             try:
                 await network.open(self._node / "attempts")
             except OSError as error:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import struct
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
@@ -20,8 +21,10 @@ from zlib import crc32
 from runstead.executors import netlink
 from runstead.executors.egress import Egress
 from runstead.executors.firewall import Firewall
+from runstead.executors.groups import Groups
 from runstead.executors.netlink import NETLINK_ROUTE, NetlinkSocket
 from runstead.model.errors import Unavailable
+from runstead.model.launches import Membership
 from runstead.node import cgroups, syscalls
 
 _BRIDGE_PREFIX, _PORT_PREFIX = "rsb", "rsv"
@@ -41,8 +44,9 @@ class JobNetwork:
         subnet: str | None = None,
         server_port: int | None = None,
         egress: Egress | None = None,
+        groups: Path | None = None,
     ) -> None:
-        """`egress` is all of the outside that jobs may reach; None: everything."""
+        """`egress` is all of the outside that jobs may reach; None: everything. `groups` is where those are kept."""
         self._folder = Path(f"/run/runstead-{instance}")
         self._state_path = self._folder / "state.json"
         self._instance = instance[:8]
@@ -50,6 +54,8 @@ class JobNetwork:
         self._wanted_subnet = IPv4Network(subnet) if subnet else None
         self._server_port = server_port
         self._egress = egress
+        self._groups = Groups(groups) if groups is not None else None
+        self._rules = threading.Lock()  # the last to change what the firewall knows is the last to tell it
         self._looking: asyncio.Task[None] | None = None
         self._subnet = IPv4Network("0.0.0.0/0")
         self._ready: list[str] = []
@@ -95,7 +101,7 @@ class JobNetwork:
             await asyncio.to_thread(egress.refresh)
             if egress.openings() != before:
                 with contextlib.suppress(OSError):  # what was allowed before stays; next time it may work
-                    await asyncio.to_thread(self._firewall().apply)
+                    await asyncio.to_thread(self._apply_rules)
 
     async def claim(self, name: str) -> tuple[str, str]:
         """Return path and address of a namespace for an attempt; the same one when asked again."""
@@ -114,8 +120,13 @@ class JobNetwork:
         self._fill()
         return str(self._folder / self._used[name]), self._used[name]
 
+    async def join(self, name: str, membership: Membership, own_hosts: str) -> Path:
+        """Let an attempt that has a namespace reach its group, and be reached; return its hosts file."""
+        return await asyncio.to_thread(self._join, name, membership, own_hosts)
+
     async def release(self, name: str, address: str | None = None) -> None:
         """Give an attempt's namespace back: the kernel removes it, no process is in it any more. Idempotent."""
+        await asyncio.to_thread(self._leave, name)
         for mine in {address, self._used.get(name)} - {None}:
             await asyncio.to_thread(self._delete, str(mine))
         self._used.pop(name, None)
@@ -124,6 +135,29 @@ class JobNetwork:
         """Give back what parts of an attempt have. Idempotent."""
         for one in [other for other in self._used if other.startswith(f"{name}/")]:
             await self.release(one)
+
+    def _join(self, name: str, membership: Membership, own_hosts: str) -> Path:
+        if self._groups is None:
+            raise Unavailable("this network knows no groups")
+        with self._rules:
+            hosts = self._groups.join(name, membership, self._used[name], own_hosts)
+            try:
+                self._firewall().apply()
+            except OSError as error:
+                self._groups.leave(name)
+                raise Unavailable(f"the job could not be joined with its network group: {error}") from error
+        return hosts
+
+    def _leave(self, name: str) -> None:
+        if self._groups is not None:
+            with self._rules:
+                if self._groups.leave(name):
+                    with contextlib.suppress(OSError):  # its address is used again only after the next success
+                        self._firewall().apply()
+
+    def _apply_rules(self) -> None:
+        with self._rules:
+            self._firewall().apply()
 
     def _delete(self, address: str) -> None:
         path = self._folder / address
@@ -169,6 +203,8 @@ class JobNetwork:
             state["forwarding"] = _FORWARDING.read_text().strip()
         self._state_path.write_text(json.dumps({**state, "subnet": str(self._subnet)}), encoding="ascii")
         self._make_bridge()
+        if self._groups is not None:
+            self._groups.load(lambda name: (attempts / name).is_dir())
         self._firewall().apply()
         self._firewall().allow_in_iptables()
         _FORWARDING.write_text("1")
@@ -177,8 +213,9 @@ class JobNetwork:
 
     def _firewall(self) -> Firewall:
         openings = None if self._egress is None else tuple(self._egress.openings())
+        groups = self._groups.numbers() if self._groups is not None else {}
         table = f"runstead_{self._instance}"
-        return Firewall(table, self._bridge, self._subnet, self._subnet[1], self._server_port, openings)
+        return Firewall(table, self._bridge, self._subnet, self._subnet[1], self._server_port, openings, groups)
 
     def _read_state(self) -> dict[str, str]:
         try:
@@ -195,6 +232,10 @@ class JobNetwork:
                 Path(f"/proc/sys/net/ipv6/conf/{self._bridge}/disable_ipv6").write_text("1")
             with contextlib.suppress(FileExistsError):
                 kernel.do(self._address_message(self._bridge_index, self._subnet[1]))
+        # Ports of the bridge are kept apart, so what members of a group send each other goes by way of this machine,
+        # which answers for their addresses and whose rules decide.
+        for name in (f"conf/{self._bridge}/proxy_arp_pvlan", f"neigh/{self._bridge}/proxy_delay"):
+            Path("/proc/sys/net/ipv4", name).write_text("1" if name.startswith("conf") else "0")
 
     def _address_message(self, index: int, address: IPv4Address) -> netlink.Message:
         return netlink.add_address(index, address.packed, self._subnet.prefixlen, self._subnet.broadcast_address.packed)

@@ -11,6 +11,14 @@ from runstead.model.volumes import Mount
 
 
 @dataclass(frozen=True, slots=True)
+class Membership:
+    """Of an attempt in a group of attempts that reach each other on every port."""
+
+    key: str  # of the group; equal keys are the same group
+    names: tuple[str, ...]  # host names by which members find this one, shared with others or its own
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """Everything an executor needs to start one attempt. It holds secrets: never print or store it whole."""
 
@@ -29,6 +37,8 @@ class Launch:
     log_not_before: datetime  # no line may be stamped earlier: attempts share one monotone log
     preamble: tuple[str, ...]  # lines written to the log before any output
     mounts: tuple[Mount, ...] = ()
+    snapshot: str | None = None  # the files it begins with, over its image; only where the capabilities say so
+    group: Membership | None = None  # only where the capabilities say `groups`
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class OwnCertificates:
             authority = x509.load_pem_x509_certificate(self.authority.read_bytes())
             found.verify_directly_issued_by(authority)
             held = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (OSError, ValueError, TypeError, x509.ExtensionNotFound, Exception):
+        except (OSError, ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature):
             return False
         ends = found.not_valid_after_utc - timedelta(days=_RENEW_DAYS)
         return self.key.exists() and list(held) == _general(names) and ends > self._clock.now()

@@ -208,6 +208,7 @@ class Jobs:
         specs.check_command(spec.command, spec.arguments)
         specs.check_image(spec.docker_image, spec.space_id)
         specs.check_labels(spec.labels)
+        specs.check_network(spec.network)
         specs.check_environment("environment", spec.environment)
         specs.check_environment("secrets", secrets)
         specs.check_exec_size((*spec.command, *spec.arguments), {**spec.environment, **secrets})

@@ -7,13 +7,15 @@ from runstead.kit.clock import Clock
 from runstead.logs.interface import LogStore
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import Job
-from runstead.model.launches import Launch
+from runstead.model.launches import Launch, Membership
 from runstead.model.sandboxes import HIDDEN_VARIABLES, PORT
 from runstead.services.hardware import Hardware
 from runstead.services.secrets import SecretBox
 from runstead.stores.interface import JobStore
 
 _EARLIEST_ATTEMPT = 1
+# Host names inside of a network group begin so. A job is in one group at most, so aliases need not name theirs.
+_GROUP, _ALIAS = "group-", "member-"
 
 
 class Launching:
@@ -59,6 +61,7 @@ class Launching:
             log_path=self._logs.sink(job.id, job.attempt),
             log_not_before=max(now, last) if last else now,
             preamble=(f"===== Job started at {now:%Y-%m-%d %H:%M:%S} =====", *self._notes(job)),
+            group=_membership(job),
         )
 
     def note(self, job: Job) -> str | None:
@@ -79,10 +82,22 @@ class Launching:
             "CPU_CORES": f"{flavor.cpu_millicores / 1000:g}",
             "MEMORY": _kubernetes_size(flavor.memory_bytes),
         }
+        if job.spec.network is not None:
+            variables["HF_NETWORK_GROUP_HOSTNAME"] = f"{_GROUP}{job.spec.network.name}"
+            variables["HF_NETWORK_GROUP_PREFIX"] = _ALIAS
         endpoint = self._endpoint()
         if endpoint is not None:
             variables["HF_ENDPOINT"] = endpoint
         return variables
+
+
+def _membership(job: Job) -> Membership | None:
+    """Return the network group of a job: of one namespace and resource group (wire-jobs §15)."""
+    network = job.spec.network
+    if network is None:
+        return None
+    key = f"{job.namespace_id}/{job.spec.resource_group_id or ''}/{network.name}"
+    return Membership(key, (f"{_GROUP}{network.name}", *(f"{_ALIAS}{alias}" for alias in network.aliases)))
 
 
 def _environment(job: Job, variables: Mapping[str, str]) -> Mapping[str, str]:

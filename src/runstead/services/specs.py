@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from runstead.model.errors import Invalid, TooLarge
+from runstead.model.ports import NetworkGroup
 
 MAX_LABELS = 100
 MAX_LABEL_CHARACTERS = 100
@@ -13,6 +14,11 @@ MAX_STRING_BYTES = 131_071
 MAX_EXEC_BYTES = 1_500_000
 MAX_ATTEMPTS = 100
 
+MAX_GROUP_CHARACTERS = 46
+MAX_ALIAS_CHARACTERS = 34
+MAX_ALIASES = 20
+
+_GROUP = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[^=\0]+")
 # The reference grammar of OCI/Docker: [host[:port]/]path[:tag][@digest].
@@ -82,6 +88,29 @@ def check_labels(labels: Mapping[str, str]) -> None:
                 )
         if not key:
             raise Invalid("a label's key cannot be empty", "labels")
+
+
+def check_network(network: NetworkGroup | None) -> None:
+    """Refuse names of groups and aliases outside the Hub's rules (wire-jobs §15)."""
+    if network is None:
+        return
+    if not _GROUP.fullmatch(network.name) or len(network.name) > MAX_GROUP_CHARACTERS:
+        raise Invalid(
+            f"a group's name has 1 to {MAX_GROUP_CHARACTERS} lower-case letters, digits and dashes, and no dash at its "
+            f"ends, not {network.name[:100]!r}",
+            "network.group",
+        )
+    if len(network.aliases) > MAX_ALIASES:
+        raise TooLarge(f"at most {MAX_ALIASES} aliases, not {len(network.aliases)}", "network.aliases")
+    for alias in network.aliases:
+        if not _GROUP.fullmatch(alias) or len(alias) > MAX_ALIAS_CHARACTERS:
+            raise Invalid(
+                f"an alias has 1 to {MAX_ALIAS_CHARACTERS} lower-case letters, digits and dashes, no dash at its ends, "
+                f"not {alias[:100]!r}",
+                "network.aliases",
+            )
+    if len(set(network.aliases)) != len(network.aliases):
+        raise Invalid("an alias is given twice", "network.aliases")
 
 
 def check_image(docker_image: str | None, space_id: str | None) -> None:
