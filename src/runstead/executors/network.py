@@ -29,6 +29,7 @@ from runstead.node import cgroups, syscalls
 
 _BRIDGE_PREFIX, _PORT_PREFIX = "rsb", "rsv"
 _READY = 4  # namespaces kept ready; a busy executor makes more while jobs start
+_REUSED = 64  # at most so many are kept to be used again
 _UNCLAIMED_SECONDS = 60.0
 _LOOK_SECONDS = 60.0  # between two looks at what names mean that jobs may reach
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
@@ -130,6 +131,16 @@ class JobNetwork:
         for mine in {address, self._used.get(name)} - {None}:
             await asyncio.to_thread(self._delete, str(mine))
         self._used.pop(name, None)
+
+    async def reuse(self, name: str) -> None:
+        """Give back a namespace in which nobody could change anything: the next one gets it as it is. Idempotent."""
+        address = self._used.get(name)
+        if address is None or len(self._ready) >= _REUSED:
+            await self.release(name)
+            return
+        (self._folder / f"{address}.used").unlink(missing_ok=True)
+        del self._used[name]
+        self._ready.append(address)
 
     async def release_below(self, name: str) -> None:
         """Give back what parts of an attempt have. Idempotent."""

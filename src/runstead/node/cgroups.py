@@ -198,8 +198,17 @@ class Group:
                 _write(f"{path}/pids.max", str(pids_limit))
 
     def below(self, name: str) -> "Group":
-        """Return groups of that name below these."""
-        return Group(self.paths, name)
+        """Return groups of that name below these, where there is something to limit."""
+        return Group([[kind, path] for kind, path in self._paths if kind != "cpuacct"], name)
+
+    def enter_alone(self) -> None:
+        """Move this process, which has one thread, inside.
+
+        In version 1 the kernel lets a thread move itself at once; to move another process it first waits for all
+        processors.
+        """
+        for kind, path in self._paths:
+            _write(f"{path}/cgroup.procs" if kind == "v2" else f"{path}/tasks", "0")
 
     def divide(self) -> None:
         """Make ready for groups below these. In version 2 a group with such holds no processes: they go to a leaf."""

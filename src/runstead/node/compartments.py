@@ -317,7 +317,8 @@ def _enter(plan: _Plan, opened: dict[str, int]) -> socket.socket:
         memory_bytes=limits["memory_bytes"],
         pids_limit=limits["processes"] + _OWN_PROCESSES,
     )
-    group.enter(0)
+    attempt.group.enter_alone()  # where processor time is counted there are no groups below
+    group.enter_alone()
     command.forget_score()
     listener = listen(attempt.place(plan.name))
     if plan.network is not None:
@@ -367,7 +368,7 @@ def _furnish(plan: _Plan) -> None:
     for path in hidden:
         if os.path.isdir(path):
             parts.hide(path)
-    parts.processes("/proc")
+    parts.processes_for_nobody("/proc")
     if os.path.isdir("/dev/shm"):
         limit = f"mode=1777,size={plan.limits['memory_bytes'] // 2}"
         syscalls.mount("tmpfs", "/dev/shm", "tmpfs", _TMPFS, limit)

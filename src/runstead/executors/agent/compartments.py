@@ -24,8 +24,8 @@ class Networks(Protocol):
         """Return path and address of one; the same one when asked again."""
         ...
 
-    async def release(self, name: str, address: str | None = None) -> None:
-        """Give one back."""
+    async def reuse(self, name: str) -> None:
+        """Give one back, in which nobody could change anything."""
         ...
 
 
@@ -57,19 +57,30 @@ class Compartments:
             self.place(one)
         there = set((await self._facts(wanted)).keys())
         missing = [one for one in wanted if one not in there]
+        batches = [missing[at : at + _BATCH] for at in range(0, len(missing), _BATCH)]
+        making: asyncio.Task[None] | None = None
         try:
-            for at in range(0, len(missing), _BATCH):
-                await self._make(missing[at : at + _BATCH], limits)
+            for batch in batches:  # the networks of one are made while the one before is
+                networks = await self._claim(batch)
+                if making is not None:
+                    await making
+                making = asyncio.create_task(self._make(batch, networks, limits))
+            if making is not None:
+                await making
         except BaseException:
+            if making is not None:
+                await asyncio.gather(making, return_exceptions=True)
             await asyncio.shield(self.remove(missing))
             raise
         facts = await self._facts(wanted)
         return [_compartment(facts[one]) for one in wanted if one in facts]
 
-    async def _make(self, ids: list[str], limits: CompartmentLimits) -> None:
-        networks: list[tuple[str, str]] | None = None
-        if self._networks is not None:
-            networks = [await self._networks.claim(self._network_name(one)) for one in ids]
+    async def _claim(self, ids: list[str]) -> list[tuple[str, str]] | None:
+        if self._networks is None:
+            return None
+        return [await self._networks.claim(self._network_name(one)) for one in ids]
+
+    async def _make(self, ids: list[str], networks: list[tuple[str, str]] | None, limits: CompartmentLimits) -> None:
         values = {
             "processes": limits.processes,
             "memory_bytes": limits.memory_bytes,
@@ -85,11 +96,10 @@ class Compartments:
     async def remove(self, ids: Sequence[str]) -> int:
         """See Inside."""
         wanted = [one for one in dict.fromkeys(ids) if len(one) == 16]
-        facts = await self._facts(wanted)
         removed = int((await self._ask({"op": "remove", "ids": wanted}))["removed"]) if wanted else 0
         if self._networks is not None:
             for one in wanted:
-                await self._networks.release(self._network_name(one), facts.get(one, {}).get("address"))
+                await self._networks.reuse(self._network_name(one))
         return removed
 
     def _network_name(self, compartment_id: str) -> str:

@@ -72,6 +72,18 @@ def devices(root: str, more: list[str], owner: int | None, shared_memory_bytes: 
     syscalls.mount("devpts", dev + "/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
 
 
+def processes_for_nobody(proc: str) -> None:
+    """Do as `processes` does, for one who has neither capabilities nor files there of his own, in fewer steps."""
+    syscalls.mount("proc", proc, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for name in _PROC_HIDDEN:
+        try:
+            readable = os.stat(f"{proc}/{name}").st_mode & 0o004
+        except OSError:
+            continue
+        if readable:
+            syscalls.mount("/dev/null", f"{proc}/{name}", None, MS_BIND)
+
+
 def processes(proc: str) -> None:
     """Mount a /proc that shows this process namespace, without what is the machine's alone."""
     folder(proc)
