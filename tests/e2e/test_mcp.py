@@ -513,6 +513,26 @@ async def test_scripts_travel_in_a_variable_where_jobs_have_no_volumes(tmp_path:
         server.stop()
 
 
+async def test_costs_are_told_and_a_budget_stops_an_agent_that_knows_why(tmp_path: Path) -> None:
+    (tmp_path / "runstead.toml").write_text("[prices]\ncpu-basic = 60\n")  # one a second
+    flags = ("--config", str(tmp_path / "runstead.toml"), "--stop-jobs-at-exit")
+    server = Server(tmp_path / "data", flags).start()
+    try:
+        async with connected("http", server, tmp_path) as agent:
+            flavors = {one["name"]: one["usd_per_minute"] for one in (await agent.jobs("hardware"))["flavors"]}
+            assert flavors["cpu-basic"] == 60
+            found = await agent.call("hf_jobs", {"operation": "run", "args": {"command": "sleep 1", "timeout": "1m"}})
+            cost = found.structured_content["outcome"]["job"]["cost_usd"]
+            assert 1 <= cost < 30
+            assert f"cost: {cost:.4f} USD" in text_of(found)
+            server.run("budget", "set", server.owner, "50")
+            outcome, steps = await agent.refused("run", command="true", timeout="1m")
+            assert outcome["status"] == 402
+            assert "50" in outcome["message"] and "do not retry" in steps[0]
+    finally:
+        server.stop()
+
+
 async def test_an_agent_writes_a_script_reads_its_failure_and_mends_it(connect: Connect) -> None:
     """What an agent does with the answers alone: no step knows more than the answer before it said."""
     async with connect() as agent:

@@ -287,7 +287,7 @@ async def _attached(
 def _job_done(call: Call, followed: Followed, script: ScriptOutput | None = None, *, with_log: bool = True) -> Done:
     job = wire.job_output(followed.job, call.hub.endpoint)
     lines = followed.tail.lines()
-    texts = [rendering.job_line(job), f"URL: {job.url}"]
+    texts = [rendering.job_line(job), f"URL: {job.url}", *rendering.cost_rows(job.cost_usd)]
     if script is not None:
         texts.append(_script_text(script))
     if with_log:

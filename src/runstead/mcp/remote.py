@@ -6,10 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_async_session
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportUnknownVariableType]
-from huggingface_hub.utils._http import get_async_session
 
 from runstead.mcp.hub import Hub, HubError, Reply, Stream
 

@@ -30,11 +30,15 @@ def job_text(job: JobOutput) -> str:
         f"created {job.created_at}, started {job.started_at or '-'}, finished {job.finished_at or '-'}",
         *_spec_rows(job),
     ]
-    if job.cost_usd:
-        rows.append(f"cost: {job.cost_usd:.4f} USD")
+    rows += cost_rows(job.cost_usd)
     if job.status.expose_urls:
         rows.append(f"reachable at: {', '.join(job.status.expose_urls)}")
     return "\n".join(rows)
+
+
+def cost_rows(cost_usd: float | None) -> list[str]:
+    """Return what something has cost, if it cost anything."""
+    return [f"cost: {cost_usd:.4f} USD"] if cost_usd else []
 
 
 def jobs_table(jobs: Sequence[JobOutput]) -> str:
@@ -75,9 +79,7 @@ def scheduled_text(scheduled: ScheduledJobOutput) -> str:
         f"owner: {scheduled.owner.name}",
         *_spec_rows(scheduled.job_spec),
     ]
-    if scheduled.cost_usd:
-        rows.append(f"cost: {scheduled.cost_usd:.4f} USD")
-    return "\n".join(rows)
+    return "\n".join(rows + cost_rows(scheduled.cost_usd))
 
 
 def schedules_table(schedules: Sequence[ScheduledJobOutput]) -> str:
