@@ -10,8 +10,8 @@ import pytest
 
 from runstead.events.local import LocalEventBus
 from runstead.executors.interface import Executor, Inside
-from runstead.model.errors import EntryNotFound
-from runstead.model.executions import Background, Compartment, CompartmentLimits, Ended
+from runstead.model.errors import EntryNotFound, Invalid
+from runstead.model.executions import Background, Command, Compartment, CompartmentLimits, Ended
 from runstead.model.ids import new_id
 from runstead.model.jobs import CancelReason, Initiator, Job, JobSpec, NewJob, Phase, Stage
 from runstead.model.launches import Handle
@@ -52,6 +52,9 @@ class FakeInside:
         if self.part and self.part not in self.ids:
             raise EntryNotFound(self.part)
         return self.programs.get(self.part, [])
+
+    async def execute(self, command: Command) -> None:
+        raise Invalid("there is no shell")
 
     async def make_compartments(self, ids: Sequence[str], limits: CompartmentLimits) -> list[Compartment]:
         self.ids += ids

@@ -13,7 +13,7 @@ from secrets import token_hex
 from runstead.executors.interface import Executor, Inside
 from runstead.kit.clock import Clock
 from runstead.model.errors import Invalid, NotFound, Unavailable
-from runstead.model.executions import CompartmentLimits
+from runstead.model.executions import Command, CompartmentLimits
 from runstead.model.jobs import Job
 from runstead.model.sandboxes import NewPooledSandbox, PooledSandbox
 from runstead.services.sandboxes.activity import Activity
@@ -23,6 +23,7 @@ from runstead.stores.interface import SandboxStore
 
 _ID_BYTES = 8
 _TOKEN_BYTES = 32
+_USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_AT_ONCE = 1000
 
 
@@ -38,6 +39,7 @@ class Member:
 @dataclass(slots=True)
 class _Host:
     members: dict[str, Member]
+    search_path: str  # where its programs are found; the same in all its sandboxes
     making: int = 0
 
 
@@ -57,6 +59,10 @@ class Hosts:
     async def members(self, job: Job) -> Sequence[Member]:
         """Return the sandboxes of a host, oldest first."""
         return list((await self._host(job)).members.values())
+
+    async def search_path(self, job: Job) -> str:
+        """Return the PATH of a host."""
+        return (await self._host(job)).search_path
 
     async def member(self, job: Job, sandbox_id: str) -> Member:
         """Return one of them. Raises NotFound."""
@@ -167,7 +173,22 @@ class Hosts:
                 secrets = self._secrets.open(_name(job.id, sandbox.id), sandbox.sealed)
                 members[sandbox.id] = Member(sandbox, secrets["token"], json.loads(secrets["environment"]))
                 self._activity.recall(job.id, sandbox.id, sandbox.active_at, sandbox.idle_seconds or 0)
-        return _Host(members)
+        return _Host(members, await _search_path(inside))
+
+
+async def _search_path(inside: Inside) -> str:
+    """Return the PATH that programs of the host's image have."""
+    try:
+        execution = await inside.execute(Command(("/bin/sh", "-c", 'printf %s "$PATH"')))
+    except Invalid:  # an image without a shell
+        return _USUAL_PATH
+    try:
+        found = bytearray()
+        while (output := await execution.read()) is not None:
+            found += output.data
+        return found.decode("utf-8", "replace") or _USUAL_PATH
+    finally:
+        await execution.close()
 
 
 def _name(job_id: str, sandbox_id: str) -> str:

@@ -96,7 +96,8 @@ class Sandboxes:
         member = await self._member(job, sandbox_id, token)
         with self._activity.busy(job.id, sandbox_id):
             inside = await inside_of(self._executor, job)
-            yield Room(await inside.compartment(sandbox_id), _environment(member), sandbox_id)
+            variables = _environment(member, await self._hosts.search_path(job))
+            yield Room(await inside.compartment(sandbox_id), variables, sandbox_id)
 
     async def create(
         self, job: Job, token: str | None, wanted: NewPooledSandbox, count: int
@@ -172,10 +173,11 @@ def _wrong(token: str | None) -> Forbidden:
     )
 
 
-def _environment(member: Member) -> dict[str, str]:
-    """Return what commands in a pooled sandbox get; the executor adds PATH."""
+def _environment(member: Member, search_path: str) -> dict[str, str]:
+    """Return what commands in a pooled sandbox get."""
     sandbox = member.sandbox
     return {
+        "PATH": f"{sandbox.home}/.local/bin:{search_path}",
         "HOME": sandbox.home,
         "TMPDIR": f"{sandbox.home}/.tmp",
         "USER": f"sbx-{sandbox.id}",
