@@ -10,6 +10,7 @@ from pathlib import Path
 from runstead.images.image import Image
 from runstead.images.pulling import Pulls, run_program
 from runstead.images.references import Reference, parse_reference
+from runstead.images.rules import rules_of
 from runstead.images.store import ImageStore
 from runstead.kit.settings import ImageSettings
 from runstead.model.errors import ImageFailure
@@ -21,7 +22,7 @@ class ImageLibrary:
     def __init__(self, folder: Path, settings: ImageSettings) -> None:
         self.store = ImageStore(folder)
         self._settings = settings
-        self._pulls = Pulls(folder, settings)
+        self._pulls = Pulls(folder, rules_of(settings))
 
     async def open(self) -> None:
         """Make the folder, and remove what was left half done."""
@@ -84,7 +85,7 @@ class ImageLibrary:
             "engine": engine,
             "engine_name": engine_name,
         }
-        done = await run_program(self.store.folder, self._settings, order, tell)
+        done = await run_program(self.store.folder, rules_of(self._settings), order, tell)
         return list(done["done"])
 
     def find(self, reference: str) -> Image | None:

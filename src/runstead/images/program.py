@@ -1,7 +1,7 @@
 """The program that brings images to this machine. It reads one order, a line of JSON, and answers with lines of JSON.
 
-    {"op": "pull", "folder": ..., "settings": ..., "reference": ...}
-    {"op": "load", "folder": ..., "settings": ..., "path": ..., "name": ..., "engine": ...,
+    {"op": "pull", "folder": ..., "rules": ..., "reference": ...}
+    {"op": "load", "folder": ..., "rules": ..., "path": ..., "name": ..., "engine": ...,
      "engine_name": ...}
     {"tell": "pulling python:3.12 63 % 41/65 MB"}*, then {"done": ...} or {"error": ..., "again": ...}
 
@@ -24,9 +24,9 @@ from runstead.images.layers import Layer
 from runstead.images.manifests import Resolved
 from runstead.images.records import ImageRecord, ReferenceRecord
 from runstead.images.references import parse_reference
+from runstead.images.rules import Rules, rules_from
 from runstead.images.store import ImageStore
 from runstead.images.unpacking import Limits
-from runstead.kit.settings import ImageSettings
 from runstead.model.errors import ImageFailure
 from runstead.node import syscalls
 
@@ -40,9 +40,9 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     os.umask(0)
     store = ImageStore(Path(order["folder"]))
-    settings = ImageSettings.model_validate(order["settings"])
+    rules = rules_from(order["rules"])
     try:
-        records = [_pull(store, settings, order)] if order["op"] == "pull" else _load(store, settings, order)
+        records = [_pull(store, rules, order)] if order["op"] == "pull" else _load(store, rules, order)
     except ImageFailure as error:
         say({"error": error.message, "again": error.again})
         return
@@ -58,21 +58,21 @@ def say(word: dict[str, Any]) -> None:
     print(json.dumps(word), flush=True)
 
 
-def _pull(store: ImageStore, settings: ImageSettings, order: dict[str, Any]) -> ImageRecord:
+def _pull(store: ImageStore, rules: Rules, order: dict[str, Any]) -> ImageRecord:
     # Imported here: loading an archive needs none of it.
     from runstead.images.sources import RegistrySource
 
     wanted = parse_reference(order["reference"])
     say({"tell": f"pulling {wanted.familiar}: asking {wanted.registry}"})
-    source = RegistrySource(wanted, settings)
+    source = RegistrySource(wanted, rules)
     resolved = source.resolve()
     name = ReferenceRecord(str(wanted), resolved.record.digest, resolved.digest, time.time())
-    _bring(store, settings, resolved, [name], source.pieces, f"pulling {wanted.familiar}")
+    _bring(store, rules, resolved, [name], source.pieces, f"pulling {wanted.familiar}")
     say({"tell": f"pulled {wanted.familiar}"})
     return resolved.record
 
 
-def _load(store: ImageStore, settings: ImageSettings, order: dict[str, Any]) -> list[ImageRecord]:
+def _load(store: ImageStore, rules: Rules, order: dict[str, Any]) -> list[ImageRecord]:
     """Take images from an archive, or from an engine on this machine, which writes one."""
     from runstead.images.archives import ArchiveSource
 
@@ -92,7 +92,7 @@ def _load(store: ImageStore, settings: ImageSettings, order: dict[str, Any]) -> 
                 raise ImageFailure("the image has no name in the archive; give it one with --name")
             digest = image.resolved.record.digest
             names = [ReferenceRecord(one, digest, image.resolved.digest, time.time()) for one in references]
-            _bring(store, settings, image.resolved, names, source.pieces, f"loading {references[0]}")
+            _bring(store, rules, image.resolved, names, source.pieces, f"loading {references[0]}")
             say({"tell": f"loaded {', '.join(references)}"})
     return [image.resolved.record for image in images]
 
@@ -111,14 +111,14 @@ def _save(engine: str, name: str, into: int) -> None:
 
 def _bring(
     store: ImageStore,
-    settings: ImageSettings,
+    rules: Rules,
     resolved: Resolved,
     names: list[ReferenceRecord],
     pieces: Any,
     what: str,
 ) -> None:
     """Make the layers of an image be here, then the image. Raises ImageFailure."""
-    limits = Limits(settings.max_image_bytes, settings.max_image_files)
+    limits = Limits(rules.max_image_bytes, rules.max_image_files)
     with store.pulling(resolved.record.layers):
         for _ in range(_TRIES):
             missing: dict[str, Layer] = {
@@ -126,7 +126,7 @@ def _bring(
             }
             if missing:
                 progress = Progress(what, list(missing.values()), lambda line: say({"tell": line}))
-                fetch(store, list(missing.values()), pieces, limits, settings.layers_at_once, progress)
+                fetch(store, list(missing.values()), pieces, limits, rules.layers_at_once, progress)
             if store.add_image(resolved.record, names):
                 return
     raise ImageFailure("layers of the image are removed as fast as they come; try again", again=True)

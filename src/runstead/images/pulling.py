@@ -13,7 +13,7 @@ from typing import Any
 
 import runstead
 from runstead.images.references import Reference
-from runstead.kit.settings import ImageSettings
+from runstead.images.rules import Rules, rules_to
 from runstead.model.errors import ImageFailure
 
 Tell = Callable[[str], None]
@@ -38,9 +38,9 @@ class _Pull:
 class Pulls:
     """The pulls of this process."""
 
-    def __init__(self, folder: Path, settings: ImageSettings) -> None:
+    def __init__(self, folder: Path, rules: Rules) -> None:
         self._folder = folder
-        self._settings = settings
+        self._rules = rules
         self._running: dict[str, _Pull] = {}
         self._counter = 0
 
@@ -76,10 +76,10 @@ class Pulls:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, order: Mapping[str, Any], tell: Tell) -> None:
-        await run_program(self._folder, self._settings, order, tell)
+        await run_program(self._folder, self._rules, order, tell)
 
 
-async def run_program(folder: Path, settings: ImageSettings, order: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
+async def run_program(folder: Path, rules: Rules, order: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     """Run the program with an order and return its last word. Raises ImageFailure. Cancelling ends the program."""
     source = str(Path(runstead.__file__).parent.parent)
     code = f"import sys; sys.path.insert(0, {source!r}); from runstead.images.program import main; main()"
@@ -96,7 +96,7 @@ async def run_program(folder: Path, settings: ImageSettings, order: Mapping[str,
         raise ImageFailure(f"the program that pulls images cannot be started: {error}", again=True) from error
     try:
         assert process.stdin is not None
-        values = {"folder": str(folder), "settings": settings.model_dump(mode="json"), **order}
+        values = {"folder": str(folder), "rules": rules_to(rules), **order}
         with contextlib.suppress(ConnectionError):
             process.stdin.write(json.dumps(values).encode() + b"\n")
             await process.stdin.drain()

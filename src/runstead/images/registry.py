@@ -84,6 +84,7 @@ class Registry:
         self._schemes = ["https", "http"] if self._lax else ["https"]
         self._timeout = urllib3.Timeout(connect=min(_CONNECT_SECONDS, stall_seconds), read=stall_seconds)
         self._pools: dict[tuple[int, str], urllib3.PoolManager] = {}
+        self._context: ssl.SSLContext | None = None
         self._authorization: str | None = None
 
     def manifest(self, wanted: str) -> Manifest:
@@ -221,11 +222,7 @@ class Registry:
         return self._pools[key]
 
     def _make_pool(self, proxy: str) -> urllib3.PoolManager:
-        context = ssl.create_default_context()
-        _trust(context, self._address)
-        if self._lax:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
+        context = self._trusting()
         if not proxy:
             return urllib3.PoolManager(ssl_context=context)
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
@@ -233,6 +230,16 @@ class Registry:
         headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
         where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         return urllib3.ProxyManager(where, proxy_headers=headers, ssl_context=context)
+
+    def _trusting(self) -> ssl.SSLContext:
+        """Return what this registry's certificate is judged by; made once, reading a machine's authorities is slow."""
+        if self._context is None:
+            self._context = ssl.create_default_context()
+            _trust(self._context, self._address)
+            if self._lax:
+                self._context.check_hostname = False
+                self._context.verify_mode = ssl.CERT_NONE
+        return self._context
 
     def _answer_challenge(self, challenge: str) -> bool:
         """Get what a registry wants to see; False when there is nothing to show."""

@@ -7,7 +7,7 @@ from runstead.images.layers import Layer
 from runstead.images.manifests import Resolved, check_digest, resolve
 from runstead.images.references import Reference
 from runstead.images.registry import Registry
-from runstead.kit.settings import ImageSettings
+from runstead.images.rules import Rules
 from runstead.model.errors import ImageFailure
 
 _LARGEST_CONFIGURATION = 16 << 20
@@ -16,21 +16,21 @@ _LARGEST_CONFIGURATION = 16 << 20
 class RegistrySource:
     """One image in a registry."""
 
-    def __init__(self, wanted: Reference, settings: ImageSettings) -> None:
+    def __init__(self, wanted: Reference, rules: Rules) -> None:
         self._wanted = wanted
-        if settings.registries and wanted.registry not in settings.registries:
+        if rules.registries and wanted.registry not in rules.registries:
             raise ImageFailure(
-                f"this server takes images from {', '.join(settings.registries)} alone (images.registries), not from "
+                f"this server takes images from {', '.join(rules.registries)} alone (images.registries), not from "
                 f"{wanted.registry}: {wanted.familiar}"
             )
-        mirrors = [one.partition("=")[2] for one in settings.mirrors if one.partition("=")[0] == wanted.registry]
+        mirrors = [one.partition("=")[2] for one in rules.mirrors if one.partition("=")[0] == wanted.registry]
         self._registries = [
             Registry(
                 wanted,
                 host,
-                find_credentials(Reference(host, wanted.repository, wanted.tag, wanted.digest), settings.auth_file),
-                insecure=host in settings.insecure,
-                stall_seconds=settings.stall_seconds,
+                find_credentials(Reference(host, wanted.repository, wanted.tag, wanted.digest), rules.auth_file),
+                insecure=host in rules.insecure,
+                stall_seconds=rules.stall_seconds,
             )
             for host in [*mirrors, wanted.registry]
         ]
