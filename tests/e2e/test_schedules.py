@@ -286,6 +286,30 @@ def test_a_schedule_whose_bucket_is_gone_suspends_itself(api: Api) -> None:
     assert "suspendReason" not in inspect(api, schedule["id"])
 
 
+def test_a_schedule_of_somebody_who_left_goes_on_with_who_resumes_it(server: Server, api: Api) -> None:
+    server.run("org", "add", "lab")
+    people: dict[str, Api] = {}
+    for name in ("leaver", "stayer"):
+        server.run("user", "add", name)
+        server.run("org", "add-member", "lab", name)
+        token = re.search(r"hf_\w+", server.run("token", "add", name).stdout)
+        assert token is not None
+        people[name] = Api(server, token.group())
+    body = {"jobSpec": {"command": ["true"], "dockerImage": "ubuntu"}, "schedule": "*/2 * * * * *"}
+    schedule = people["leaver"].post("/api/scheduled-jobs/lab", body).json
+    place = f"/api/scheduled-jobs/lab/{schedule['id']}"
+    server.run("org", "remove-member", "lab", "leaver")
+    stayer = people["stayer"]
+    assert eventually(lambda: stayer.get(place).json["suspend"])
+    assert stayer.get(place).json["suspendReason"] == "leaver may not start jobs in 'lab' any more"
+    before = stayer.get(place).json["runs"]
+    assert stayer.post(f"{place}/resume").json["createdBy"]["name"] == "stayer"
+    assert eventually(lambda: stayer.get(place).json["runs"] > before)
+    assert stayer.get("/api/jobs/lab").json[0]["createdBy"]["name"] == "stayer"
+    assert people["leaver"].get(place).status == 403
+    assert stayer.call("DELETE", place).status == 200
+
+
 def test_older_clients_are_served(server: Server, tmp_path: Path) -> None:
     assert VERSIONS[-1] == "1.9.0"
     client = make_client("1.9.0", server, tmp_path)

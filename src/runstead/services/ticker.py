@@ -17,7 +17,7 @@ import structlog
 from runstead.events.interface import SCHEDULES, EventBus
 from runstead.kit.clock import Clock
 from runstead.model.accounts import Caller
-from runstead.model.errors import Forbidden, OverBudget, RunsteadError, Unavailable
+from runstead.model.errors import Forbidden, Invalid, OverBudget, RunsteadError, Unavailable
 from runstead.model.schedules import Fired, Firing, Outcome, Schedule, ScheduleEvent, ScheduleEventKind
 from runstead.services import cron
 from runstead.services.jobs import Jobs
@@ -76,9 +76,14 @@ class Ticker:
         """Find the next runs anew that were found in another time zone. One that is due by now is not put off."""
         now = self._clock.now()
         for schedule in await self._store.in_other_zones(self._zone.key):
-            if schedule.next_run_at is not None and schedule.next_run_at > now:
+            if schedule.next_run_at is None or schedule.next_run_at <= now:
+                continue
+            try:
                 next_run_at = cron.parse(schedule.expression, self._zone).after(now)
-                await self._store.change(schedule, ScheduleChange(timing=(next_run_at, self._zone.key)))
+            except Invalid as error:
+                await self._suspend(schedule, error.message)
+                continue
+            await self._store.change(schedule, ScheduleChange(timing=(next_run_at, self._zone.key)))
 
     async def run_once(self) -> float:
         """Begin what is due; return after how many seconds to look again."""
@@ -99,14 +104,18 @@ class Ticker:
     async def _tick(self, schedule: Schedule, now: datetime, caller: Caller | Forbidden) -> float:
         """Let the schedule's due instant take effect; return how long to rest if that was not possible."""
         try:
-            await self._fire(self._decide(schedule, now), caller)
+            firing = self._decide(schedule, now)
+        except Invalid as error:  # stored by a version that understood more
+            await self._suspend(schedule, error.message)
+            return 0
+        try:
+            await self._fire(firing, caller)
         except Unavailable as error:
             log.warning("a due run could not begin yet", schedule=schedule.id, reason=error.message)
             return _REST_SECONDS
         except Exception:
             log.exception("a due run could not begin; it is passed over", schedule=schedule.id)
-            failed = self._decide(schedule, now)
-            await self._store.fire(replace(failed, message="the server failed on this run; its log says why"))
+            await self._store.fire(replace(firing, message="the server failed on this run; its log says why"))
         return 0
 
     async def _fire(self, firing: Firing, caller: Caller | Forbidden) -> Fired:

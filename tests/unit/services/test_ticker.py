@@ -113,7 +113,8 @@ class House:
             next_run_at=cron.parse(expression, zone).after(self.clock.now()),
             created_at=self.clock.now(),
         )
-        return await self.store.add(replace(new, **fields))
+        stored_as = fields.pop("stored_as", expression)
+        return await self.store.add(replace(new, expression=stored_as, **fields))
 
     async def runs(self, schedule: Schedule) -> list[datetime]:
         """The due instants that got a job, in the order of the jobs."""
@@ -380,6 +381,19 @@ class TestWhatIsGone:
         schedule = await house.schedule("@hourly", created_by_id="d" * 24)
         await house.pass_time(house.server(), until=START + timedelta(hours=1))
         assert (await house.now(schedule)).suspend_reason == ("the user that the schedule belongs to is gone: alice")
+
+    async def test_an_expression_that_is_no_longer_understood(self, house: House) -> None:
+        """Stored by another version; it must not keep the other schedules from running."""
+        due = {"next_run_at": START + timedelta(hours=1)}
+        odd = await house.schedule("@hourly", **due, stored_as="0 9 * * MON")
+        odd_elsewhere = await house.schedule("@daily", **due, stored_as="@fortnightly", time_zone="Europe/Paris")
+        schedule = await house.schedule("@hourly")
+        server = house.server()
+        await server.adopt_zone()
+        await house.pass_time(server, until=START + timedelta(hours=2))
+        assert len(await house.runs(schedule)) == 2
+        assert "numbers instead of names" in str((await house.now(odd)).suspend_reason)
+        assert "aliases" in str((await house.now(odd_elsewhere)).suspend_reason)
 
     async def test_what_is_only_down_is_tried_again(self, house: House) -> None:
         schedule = await house.schedule("@hourly")
