@@ -42,6 +42,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         raw.append((name, value.strip()))
     fields = {name.lower(): value for name, value in raw}
     path, _, query = target.partition("?")
+    kind = "application/json"
     if path == "/early":  # answers before it reads
         writer.write(head("413 Too Large", "Content-Length: 0"))
         return False
@@ -126,6 +127,11 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                     back.close()
             except (OSError, TimeoutError) as error:
                 body = json.dumps(type(error).__name__).encode()
+        case "/page" | "/folder/page":
+            kind, body = "text/html", b"<title>page</title><script src='script.js'></script>"
+        case "/script.js" | "/folder/script.js":
+            kind = "text/javascript"
+            body = b"fetch('x', {headers: {'X-Mine': '1'}}).then(a => a.json()).then(a => document.title = a.target)"
         case "/environment":
             body = json.dumps(dict(os.environ)).encode()
         case "/head-of":
@@ -137,7 +143,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         case _:
             said = {"method": method, "target": target, "version": version, "fields": raw, "trailers": trailers}
             body = json.dumps(said | {"body": body.decode("latin-1")}).encode()
-    writer.write(head("200 OK", "Content-Type: application/json", f"Content-Length: {len(body)}"))
+    writer.write(head("200 OK", f"Content-Type: {kind}", f"Content-Length: {len(body)}"))
     writer.write(b"" if method == "HEAD" else body)
     return version == "HTTP/1.1"
 

@@ -628,6 +628,7 @@ class _Server:
             clock=clock,
             key=key,
             public_url=settings.server.public_url,
+            port_addresses=self.context.port_addresses,
         )
 
         self.proxy = build_proxy(settings, self.context, exposure, key, clock, self.sandbox_port)

@@ -91,6 +91,23 @@ def bare(status: int, fields: list[Field], *, close: bool = False) -> bytes:
     return write_answer(status, _reason(status), [*fields, *length, (b"Cache-Control", b"no-store"), *shut])
 
 
+def page_to(url: str, head: RequestHead) -> bytes:
+    """Return a page that leads to another site by itself: a form's answer may not send the browser there (CSP)."""
+    where = html.escape(url, quote=True)
+    body = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={where}">'
+        f'<title>On the way</title><p><a href="{where}">Go on</a></p></html>\n'
+    ).encode()
+    fields: list[Field] = [
+        (b"Content-Type", b"text/html; charset=utf-8"),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Cache-Control", b"no-store"),
+        (b"Referrer-Policy", b"no-referrer"),
+        (b"Content-Security-Policy", b"default-src 'none'; frame-ancestors 'none'"),
+    ]
+    return write_answer(200, b"OK", fields) + (b"" if head.method == b"HEAD" else body)
+
+
 def wants_page(head: RequestHead) -> bool:
     """Say whether a browser is about to show the answer to somebody."""
     if head.method not in (b"GET", b"HEAD"):

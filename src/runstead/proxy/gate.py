@@ -174,7 +174,8 @@ class Gate:
         await self._exposure.visit(address.job_id, address.port, token_digest)
         if address.word == _ENTRY:
             ticket = self._seal(address, token_digest, _TICKET_SECONDS, b"t")
-            return Elsewhere(_redirect(f"{self._host_url(head, address, secure)}{_ENTER}{ticket}{address.target}"))
+            url = f"{self._host_url(head, address, secure)}{_ENTER}{ticket}{address.target}"
+            return Elsewhere(answers.page_to(_quoted(url), head))
         sealed = self._seal(address, token_digest, _PASS_SECONDS, b"p")
         return Elsewhere(_redirect(f"{_path(address, sealed)}{address.target}"))
 
@@ -250,6 +251,10 @@ def _path(address: PortAddress, word: str) -> str:
     return f"{PREFIX}{address.job_id}--{address.port}.{word}"
 
 
+def _quoted(location: str) -> str:
+    return quote(location, safe="%/:?#[]@!$&'()*+,;=~")
+
+
 def _redirect(location: str, *fields: tuple[bytes, bytes]) -> bytes:
-    where = quote(location, safe="%/:?#[]@!$&'()*+,;=~").encode()
+    where = _quoted(location).encode()
     return answers.bare(303, [(b"Location", where), *fields, (b"Referrer-Policy", b"no-referrer")])

@@ -28,7 +28,9 @@ _ALPHABET = string.ascii_letters + string.digits
 _VALUE_CHARACTERS = 34
 _SHORTEST_VALUE = 8
 # Words that stand where a namespace could stand in a path of the API.
-_RESERVED = frozenset({"hardware", "me", "settings", "api", "models", "datasets", "spaces", "buckets", "jobs"})
+_RESERVED = frozenset(
+    {"hardware", "me", "settings", "api", "models", "datasets", "spaces", "buckets", "jobs", "jobs-proxy"}
+)
 
 
 class Accounts:

@@ -10,6 +10,7 @@ from runstead.services.hardware import Hardware
 from runstead.services.jobs import Jobs
 from runstead.services.logs import Logs
 from runstead.services.metrics import JobMetrics
+from runstead.services.port_addresses import PortAddresses
 from runstead.services.schedules import Schedules
 
 
@@ -28,3 +29,4 @@ class WebContext:
     clock: Clock
     key: bytes  # the server's; sessions use keys derived from it
     public_url: str | None
+    port_addresses: PortAddresses

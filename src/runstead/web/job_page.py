@@ -11,6 +11,7 @@ from runstead.model.costs import money
 from runstead.model.errors import RunsteadError
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import HistoryEntry, Job, Phase
+from runstead.services.port_addresses import LOOPBACK_DOMAIN
 from runstead.web.job_commands import job_commands
 from runstead.web.visit import Visit, see
 
@@ -40,8 +41,23 @@ async def job_page(visit: Visit) -> Response:
         commands=job_commands(job, job.namespace == visit.caller.user.name),
         may_write=visit.caller.may(Permission.WRITE, job.namespace),
         address=address_of(job),
+        ports=ports_of(visit, job),
         base_url=visit.base_url,
     )
+
+
+def ports_of(visit: Visit, job: Job) -> list[tuple[int, str]]:
+    """Return the exposed ports of a job that is not over, each with its address as a browser best uses it.
+
+    A host of its own is best: pages have an origin of their own there. `localhost` is known to lead here.
+    """
+    if job.stage.is_terminal:
+        return []
+    host, scheme = visit.request.url.netloc, visit.request.url.scheme
+    if visit.request.url.hostname == LOOPBACK_DOMAIN:
+        return [(port, f"{scheme}://{job.id}--{port}.{host}/") for port in job.spec.ports.exposed]
+    addresses = visit.context.port_addresses
+    return [(port, f"{addresses.url(job.id, port, '')}/") for port in job.spec.ports.exposed]
 
 
 async def cancel(visit: Visit) -> Response:
