@@ -156,6 +156,21 @@ def test_every_wrong_value_is_told(tmp_path: Path, home: dict[str, str]) -> None
     assert len(message.splitlines()) == 2
 
 
+def test_prices(tmp_path: Path, home: dict[str, str]) -> None:
+    assert load(tmp_path, home, "[prices]\ncpu-basic = 0.0004\nh200 = 5\n").prices == {"cpu-basic": 0.0004, "h200": 5}
+    assert "prices.h200 = -1 is not possible" in refusal(tmp_path, home, "[prices]\nh200 = -1\n")
+    assert "prices.h200 = 'much'" in refusal(tmp_path, home, "[prices]\nh200 = 'much'\n")
+    assert "is not a setting" in refusal(tmp_path, home, "[prices.h200]\nminute = 1\n")
+
+
+def test_a_time_zone(tmp_path: Path, home: dict[str, str]) -> None:
+    zone = "[schedules]\ntime_zone = 'Europe/Berlin'\n"
+    assert load(tmp_path, home, zone).schedules.time_zone == "Europe/Berlin"
+    for wrong in ("Europe/Atlantis", "../../etc/passwd", "", "+02:00"):
+        message = refusal(tmp_path, home, f"[schedules]\ntime_zone = '{wrong}'\n")
+        assert 'should be a time zone like "UTC"' in message
+
+
 @pytest.mark.parametrize(
     ("text", "guess"),
     [

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from runstead.model.costs import Span
 from runstead.model.jobs import CancelReason, FailureClass, Initiator, Job, JobSpec, Phase, Stage, Transition
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
 from runstead.model.sandboxes import Mode, SandboxSpec
@@ -194,3 +195,35 @@ def test_what_cannot_be_saved_ends_the_job_with_class_volume_and_no_other_attemp
         step = finish(decide(writing(cancel_requested_at=canceled_at), seen, NOW, NotSaved("kept in /there")))
         assert (step.stage, step.failure_class, step.failure_count) == (Stage.ERROR, FailureClass.VOLUME, 1)
         assert step.message == "volume: what the job wrote is not all in alice/outputs: kept in /there"
+
+
+class TestUsed:
+    """The time an attempt is charged for."""
+
+    def test_from_its_start_to_its_end_as_its_supervisor_saw_them(self) -> None:
+        used = finish(decide(job(Phase.RUNNING), ended(), NOW + timedelta(hours=3))).used
+        assert used == Span(NOW - timedelta(seconds=10), NOW - timedelta(seconds=1))
+
+    def test_a_retry_is_charged_for_what_failed(self) -> None:
+        spec = replace(job(Phase.RUNNING).spec, attempts=2)
+        step = decide(job(Phase.RUNNING, spec=spec), ended(code=1), NOW)
+        assert isinstance(step, Retry)
+        assert step.then.used == Span(NOW - timedelta(seconds=10), NOW - timedelta(seconds=1))
+
+    def test_a_lost_attempt_is_charged_at_most_to_its_time_limit(self) -> None:
+        began = NOW - timedelta(days=2)
+        used = finish(decide(job(Phase.RUNNING, started_at=began), LOST, NOW)).used
+        assert used == Span(began, began + timedelta(seconds=100))
+        soon = finish(decide(job(Phase.RUNNING), LOST, NOW)).used
+        assert soon == Span(NOW - timedelta(seconds=10), NOW)
+
+    def test_a_clock_that_was_turned_back_costs_nothing(self) -> None:
+        record = ExitRecord(ExitReason.EXITED, 0, None, NOW, NOW - timedelta(hours=1))
+        seen = Observation(AttemptState.EXITED, exit=record)
+        assert finish(decide(job(Phase.RUNNING), seen, NOW)).used == Span(NOW, NOW)
+
+    def test_what_never_ran_is_free(self) -> None:
+        step = decide(job(Phase.WAITING, cancel_requested_at=NOW), None, NOW)
+        assert isinstance(step, Apply)
+        assert step.then.used is None
+        assert finish(decide(job(Phase.STARTING, cancel_requested_at=NOW), None, NOW)).used is None
