@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import any_, bindparam, delete, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from runstead.stores.content_tables import DOOMED, QUARANTINED, STORED, claims, dedup_chunks, files, store_ids, xorbs
 from runstead.stores.database import Database, Row, Transaction
@@ -131,12 +131,7 @@ class SqlContentStore(ContentStore):
         """Hold files and return their sizes."""
         fresh = _fresh(at)
 
-        def find(transaction: Transaction) -> list[Row]:
-            if scope is None:
-                return _all(transaction, _HELD, hashes)
-            return [row for some in _batches(hashes) for row in transaction.rows(_HELD_OF, {**some, "scope": scope})]
-
-        found = {row[0]: row for row in await self._database.read(find)}
+        found = {row[0]: row for row in await self._database.read(lambda t: _held_rows(t, hashes, scope))}
         stale = sorted(each for each, row in found.items() if row[2] < fresh)
         if stale:
             kept = await self._database.write(lambda t: {each for each in stale if t.run(_HOLD, _held(each, at))})
@@ -260,6 +255,15 @@ def _all(transaction: Transaction, statement: Any, keys: Collection[Any]) -> lis
     return [row for some in _batches(keys) for row in transaction.rows(statement, some)]
 
 
+def _held_rows(transaction: Transaction, hashes: Collection[bytes], scope: str | None) -> list[Row]:
+    named = {} if scope is None else {"scope": scope}
+    if transaction.takes_lists:
+        statement = _HELD_ANY if scope is None else _HELD_ANY_OF
+        return transaction.rows(statement, {**named, "hashes": list(hashes)})
+    statement = _HELD if scope is None else _HELD_OF
+    return [row for some in _batches(hashes) for row in transaction.rows(statement, {**some, **named})]
+
+
 def _xorb_from(row: Row) -> StoredXorb:
     xorb_hash, key, layout, checksums, chunk_hashes = row
     return StoredXorb(XorbFacts(xorb_hash, unpack_layout(layout), chunk_hashes), key, checksums)
@@ -339,11 +343,14 @@ _FILE_OF = (
 _FILES_AFTER = (
     select(*_FILE_COLUMNS).where(files.c.hash > bindparam("after")).order_by(files.c.hash).limit(bindparam("limit"))
 )
-_HELD = select(files.c.hash, files.c.size, files.c.confirmed_at).where(files.c.hash.in_(_IN_SLOTS))
+_held_columns = select(files.c.hash, files.c.size, files.c.confirmed_at)
+_HELD = _held_columns.where(files.c.hash.in_(_IN_SLOTS))
+_HELD_ANY = _held_columns.where(files.c.hash == any_(bindparam("hashes", type_=ARRAY(files.c.hash.type))))
 # The claim is looked up for each file by itself. As a join, PostgreSQL goes through all claims of the scope for each
 # file as long as it has no statistics of these tables, and a thousand files take seconds.
 _claimed = select(claims.c.scope).where(claims.c.scope == bindparam("scope"), claims.c.file_hash == files.c.hash)
-_HELD_OF = _HELD.where(_claimed.correlate(files).scalar_subquery().is_not(None))
+_has_claim = _claimed.correlate(files).scalar_subquery().is_not(None)
+_HELD_OF, _HELD_ANY_OF = _HELD.where(_has_claim), _HELD_ANY.where(_has_claim)
 _HOLD = update(files).where(files.c.hash == bindparam("hash")).values(confirmed_at=bindparam("at"))
 _DROP_FILE = delete(files).where(files.c.hash == bindparam("hash"), files.c.confirmed_at < bindparam("before"))
 
