@@ -139,7 +139,7 @@ class Chunked:
         return stop
 
     def _read_size(self) -> None:
-        whole = _SIZE_LINE.fullmatch(self._line)
+        whole = _SIZE_LINE.fullmatch(bytes(self._line))
         if whole is None:
             raise BadMessage("the size of a chunk is malformed")
         self._line.clear()
