@@ -129,7 +129,7 @@ class NativeExecutor(Executor):
         self._places, missing = await asyncio.to_thread(cgroups.find_places, f"runstead-{self._instance}")
         missing += await self._find_isolation()
         missing += await self._find_network()
-        self._insides.networks = self._network
+        self._insides.divisible, self._insides.networks = self._can_divide(), self._network
         await self._furnish()
         await asyncio.to_thread(self._prepare_spares)
         isolated = self._isolation != "none"

@@ -233,11 +233,11 @@ def _is_alone() -> bool:
     """Say whether nobody is left but those who only serve: the first processes of compartments."""
     for pid in processes.children(os.getpid()) or []:
         try:
-            with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
-                ids = next((line for line in lines if line.startswith("NSpid:")), "").split()[1:]
+            with open(f"/proc/{pid}/status", "rb") as lines:
+                ids = next((line for line in lines if line.startswith(b"NSpid:")), b"").split()[1:]
         except OSError:
             continue
-        if len(ids) < 2 or ids[-1] != "1" or processes.children(pid):
+        if len(ids) < 2 or ids[-1] != b"1" or processes.children(pid):
             return False
     return True
 

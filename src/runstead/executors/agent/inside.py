@@ -13,7 +13,7 @@ from typing import Any
 from runstead.executors.agent.compartments import Compartments, Networks
 from runstead.executors.agent.execution import AttendedExecution, ended_from
 from runstead.executors.agent.file import InsideFile
-from runstead.executors.agent.lanes import LaneCut, Lanes
+from runstead.executors.agent.lanes import Idle, LaneCut, Lanes
 from runstead.executors.attempts import Attempts
 from runstead.executors.inside import Execution, Inside, OpenFile
 from runstead.model.errors import Invalid, NotRunning, RunsteadError, Unsupported
@@ -25,6 +25,7 @@ from runstead.node.inside import agent
 
 _CONNECT_SECONDS = 10.0
 _FILE_THREADS = 16
+_PAGE = 1000  # entries of a folder
 
 
 class AgentInside(Inside):
@@ -140,8 +141,15 @@ class AgentInside(Inside):
 
     async def list_folder(self, path: str, after: str | None, limit: int) -> Sequence[FileEntry]:
         """See Inside."""
-        answer, _ = await self._lanes.ask({"op": "list", "path": path, "after": after, "limit": limit})
-        return [_entry_from(values) for values in answer["entries"]]
+        found: list[FileEntry] = []
+        while len(found) < limit:  # in pages: to unpack one must not keep everybody else waiting
+            count = min(limit - len(found), _PAGE)
+            answer, _ = await self._lanes.ask({"op": "list", "path": path, "after": after, "limit": count})
+            found.extend(_entry_from(values) for values in answer["entries"])
+            after = answer["last"]
+            if after is None:
+                break
+        return found
 
     async def make_folder(self, path: str) -> None:
         """See Inside."""
@@ -187,9 +195,12 @@ def _entry_from(values: Mapping[str, Any]) -> FileEntry:
 class AttemptInside(AgentInside):
     """The inside of one attempt, which can be divided."""
 
-    def __init__(self, lanes: Lanes, address: str | None, threads: ThreadPoolExecutor, parts: Compartments) -> None:
+    def __init__(
+        self, lanes: Lanes, address: str | None, threads: ThreadPoolExecutor, parts: Compartments | None, idle: Idle
+    ) -> None:
         super().__init__(lanes, address, threads)
         self._parts = parts
+        self._idle = idle
         self._known: dict[str, CompartmentInside] = {}
 
     def close(self) -> None:
@@ -200,18 +211,19 @@ class AttemptInside(AgentInside):
 
     async def make_compartments(self, ids: Sequence[str], limits: CompartmentLimits) -> list[Compartment]:
         """See Inside."""
-        return await self._parts.make(ids, limits)
+        return await self._divided().make(ids, limits)
 
     async def compartments(self) -> list[Compartment]:
         """See Inside."""
-        return await self._parts.all()
+        return [] if self._parts is None else await self._parts.all()
 
     async def compartment(self, compartment_id: str) -> Inside:
         """See Inside."""
         if compartment_id not in self._known:
-            place = self._parts.place(compartment_id)
+            parts = self._divided()
+            place = parts.place(compartment_id)
             address = (rundir.read_json(f"{place}/{FACTS}") or {}).get("address")
-            lanes = Lanes(place, compartment_id, lambda: self._parts.why_gone(compartment_id))
+            lanes = Lanes(place, compartment_id, lambda: parts.why_gone(compartment_id), self._idle)
             known = CompartmentInside(lanes, address, self._threads)
             if address is None:  # it may not be there yet
                 return known
@@ -224,7 +236,12 @@ class AttemptInside(AgentInside):
             known = self._known.pop(one, None)
             if known is not None:
                 known.close()
-        return await self._parts.remove(ids)
+        return await self._divided().remove(ids)
+
+    def _divided(self) -> Compartments:
+        if self._parts is None:
+            raise Unsupported("parts of a job cannot be closed off here: `runstead doctor` says what is missing")
+        return self._parts
 
 
 class CompartmentInside(AgentInside):
@@ -243,8 +260,11 @@ class Insides:
     """The insides of the attempts of one executor."""
 
     def __init__(self, attempts: Attempts) -> None:
-        self.networks: Networks | None = None  # for compartments
+        self.divisible = False  # whether attempts may have compartments
+        self.networks: Networks | None = None  # for these
         self._attempts = attempts
+        self._idle = Idle()
+        self._warming: set[asyncio.Task[None]] = set()
         self._known: dict[str, AttemptInside] = {}
         self._threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="inside")
 
@@ -260,9 +280,11 @@ class Insides:
                 raise Unsupported(f"the job was started by another version of this server, which has no way in: {name}")
             address = facts.get("address")
             folder = str(self._attempts.path(name))
-            lanes = Lanes(folder, name, lambda: NotRunning(f"the job does not run any more: {name}"))
-            parts = Compartments(folder, name, self.networks, self._threads)
-            self._known.setdefault(name, AttemptInside(lanes, address, self._threads, parts))
+            lanes = Lanes(folder, name, lambda: NotRunning(f"the job does not run any more: {name}"), self._idle)
+            parts = Compartments(folder, name, self.networks, self._threads) if self.divisible else None
+            self._known.setdefault(name, AttemptInside(lanes, address, self._threads, parts, self._idle))
+            self._warming.add(task := asyncio.create_task(lanes.warm()))
+            task.add_done_callback(self._warming.discard)
         return self._known[name]
 
     def forget(self, name: str) -> None:
@@ -273,6 +295,8 @@ class Insides:
 
     def close(self) -> None:
         """Let go of all; what their programs do, they go on doing."""
+        for task in self._warming:
+            task.cancel()
         for name in list(self._known):
             self.forget(name)
         self._threads.shutdown(wait=False)

@@ -24,7 +24,8 @@ from runstead.node import framing
 from runstead.node.inside import agent, refusal
 
 _MOST_FDS = 8
-_IDLE_KEPT = 16
+_IDLE_KEPT = 16  # of one attempt
+_ALL_IDLE_KEPT = 128  # each is a process of a megabyte or two
 _IDLE_SECONDS = 5.0
 _PIECE = 1 << 18
 _BUSY_PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -130,13 +131,21 @@ class Lane:
         self._fds = []
 
 
+class Idle:
+    """How many lanes have nothing to do, over all attempts of an executor."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Lanes:
     """The lanes to one attempt: made when needed, some kept while there is nothing to do."""
 
-    def __init__(self, folder: str, name: str, why_gone: Callable[[], RunsteadError]) -> None:
+    def __init__(self, folder: str, name: str, why_gone: Callable[[], RunsteadError], all_idle: Idle) -> None:
         self._folder = folder  # the directory that the agent's socket is in
         self._name = name  # for people
         self._why_gone = why_gone
+        self._all_idle = all_idle
         self._idle: list[tuple[float, Lane]] = []
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -145,6 +154,7 @@ class Lanes:
         """Return a lane that is the caller's alone. Raises NotRunning, Unavailable."""
         while self._idle:
             lane = self._idle.pop()[1]
+            self._all_idle.count -= 1
             if lane.is_usable():
                 return lane
             lane.close()
@@ -152,11 +162,13 @@ class Lanes:
 
     def give_back(self, lane: Lane) -> None:
         """Keep a lane for the next request, if it is good for one."""
-        if self._closed or len(self._idle) >= _IDLE_KEPT or not lane.is_usable():
+        full = len(self._idle) >= _IDLE_KEPT or self._all_idle.count >= _ALL_IDLE_KEPT
+        if self._closed or full or not lane.is_usable():
             lane.close()
             return
         loop = asyncio.get_running_loop()
         self._idle.append((loop.time(), lane))
+        self._all_idle.count += 1
         if self._sweep is None:
             self._sweep = loop.call_later(_IDLE_SECONDS, self._close_idle)
 
@@ -181,6 +193,11 @@ class Lanes:
             return answer
         raise AssertionError
 
+    async def warm(self) -> None:
+        """Have a worker at hand for the first request, which would wait for one otherwise."""
+        with contextlib.suppress(RunsteadError):
+            await self.ask({"op": "ready"})
+
     async def why_cut(self) -> RunsteadError:
         """Return what to raise when a lane was cut in the middle of a request."""
         for pause in _BUSY_PAUSES:  # if the attempt is ending just now, this is soon to be seen
@@ -202,6 +219,7 @@ class Lanes:
             self._sweep.cancel()
         for _, lane in self._idle:
             lane.close()
+        self._all_idle.count -= len(self._idle)
         self._idle = []
 
     def _close_idle(self) -> None:
@@ -210,6 +228,7 @@ class Lanes:
         for since, lane in self._idle:
             if since <= until:
                 lane.close()
+                self._all_idle.count -= 1
         self._idle = [entry for entry in self._idle if entry[0] > until]
         self._sweep = loop.call_later(_IDLE_SECONDS, self._close_idle) if self._idle else None
 

@@ -34,7 +34,7 @@ def serve(op: str, message: "dict[str, Any]", ground: "Ground") -> "tuple[dict[s
         if op == "stat":
             return _describe(path, hidden), []
         if op == "list":
-            return {"entries": _list(path, message.get("after"), int(message["limit"]), hidden)}, []
+            return _list(path, message.get("after"), int(message["limit"]), hidden), []
         if op == "make":
             _make_folder(path)
             return {}, []
@@ -148,7 +148,8 @@ def _tidy(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _list(path: str, after: str | None, limit: int, hidden: int) -> "list[dict[str, Any]]":
+def _list(path: str, after: str | None, limit: int, hidden: int) -> "dict[str, Any]":
+    """Return a page of entries, and the name to go on after: none when there are no more."""
     try:
         with os.scandir(path) as scan:
             names = heapq.nsmallest(limit, (entry.name for entry in scan if after is None or entry.name > after))
@@ -160,7 +161,7 @@ def _list(path: str, after: str | None, limit: int, hidden: int) -> "list[dict[s
             found.append(_describe(os.path.join(path, name), hidden))
         except FileNotFoundError:  # deleted meanwhile
             continue
-    return found
+    return {"entries": found, "last": names[-1] if len(names) == limit else None}
 
 
 def _make_folder(path: str) -> None:

@@ -55,8 +55,8 @@ def _own_addresses(port: int, inodes: set[str]) -> list[str]:
     found: list[str] = []
     for table, anything, loopback in (("tcp", "0.0.0.0", "127.0.0.1"), ("tcp6", "::", "::1")):  # noqa: S104
         try:
-            with open(f"/proc/self/net/{table}", encoding="ascii") as lines:
-                rows = [line.split() for line in lines][1:]
+            with open(f"/proc/self/net/{table}", "rb") as lines:
+                rows = [line.decode().split() for line in lines][1:]
         except OSError:
             continue
         for row in rows:

@@ -4,6 +4,7 @@
                              {"ended": ...} follows. Meanwhile {"op": "signal", "number": n} is taken. The end of the
                              connection kills the program with all it started.
     {"op": "spawn", ...}     a program in the background. Answered when it was started; the connection is over then.
+    {"op": "ready"}          nothing: the next request finds a worker
     {"op": "socket", ...}    see `ports.py`
     any other                see `entries.py`
 
@@ -95,6 +96,9 @@ class Worker:
         op = message.pop("op", None)
         try:
             if op == "signal":  # too late
+                return True
+            if op == "ready":
+                framing.send(self._connection, {"ok": {}})
                 return True
             if op in ("execute", "spawn"):
                 started = programs.start(message, self._ground, background=op == "spawn")
