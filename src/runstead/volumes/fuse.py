@@ -75,12 +75,14 @@ class FuseVolumes(VolumeProvider):
         cache_bytes: int,
         patience_seconds: float = 30.0,
         stall_seconds: float = 20.0,
+        passthrough: bool = True,
     ) -> None:
         """`requests` gives those of an attempt anew, with tokens that hold.
 
         With `private_ids` files belong to the first id of the job's namespace, else to the server's user.
         `cache_bytes` bounds what is kept of what jobs read. A store that does not answer is tried again for
         `patience_seconds`, and a connection may say nothing for `stall_seconds`, before a program that reads gets EIO.
+        Without `passthrough` all bytes go through the program, as with kernels before 6.9.
         """
         self._data_dir = data_dir.absolute()
         self._node = self._data_dir / "node"
@@ -92,6 +94,7 @@ class FuseVolumes(VolumeProvider):
             "cache_bytes": cache_bytes,
             "patience_seconds": patience_seconds,
             "stall_seconds": stall_seconds,
+            "passthrough": passthrough,
         }
         self._name = _PREFIX + _version(self._settings)
         self._folder = -1

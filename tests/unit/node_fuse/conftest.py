@@ -92,6 +92,7 @@ class Node:
     patience: float = 3.0
     stall: float = 2.0
     private_ids: bool = False
+    passthrough: bool = True
     requests: dict[tuple[str, int], list[MountRequest]] = field(default_factory=dict)
     provider: fuse.FuseVolumes = field(init=False)
     providers: list[fuse.FuseVolumes] = field(default_factory=list)
@@ -112,6 +113,7 @@ class Node:
             cache_bytes=self.cache_bytes,
             patience_seconds=self.patience,
             stall_seconds=self.stall,
+            passthrough=self.passthrough,
         )
         asyncio.run(self.provider.open())
         self.providers.append(self.provider)

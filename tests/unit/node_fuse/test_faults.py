@@ -293,3 +293,31 @@ def test_a_full_disk_is_an_error_and_loses_nothing(
         assert (root / "good").read_bytes() == _bytes(5 * MB)
     finally:
         node.stop()
+
+
+def test_folders_stay_while_files_below_them_are_removed(
+    node: Node, bucket: Bucket, proxy: faults.Proxy, tmp_path: Path
+) -> None:
+    bucket.put({"a/b/1": b"1", "a/b/2": b"2", "a/c/3": b"3", "x/b/4": b"4"}, tmp_path / "up")
+    root = node.mount(bucket, "stay")
+    proxy.fail("503", only="/batch")  # so the bucket still lists what is removed here
+    (root / "a/b/1").unlink()
+    (root / "a/b/2").unlink()
+    for _ in range(2):
+        time.sleep(1.1)  # the kernel asks again
+        assert sorted(os.listdir(root)) == ["a", "x"]
+        assert sorted(os.listdir(root / "a")) == ["b", "c"]
+        assert (root / "a/c/3").read_bytes() == b"3"
+        os.kill(node.told()["pid"], signal.SIGKILL)
+    (root / "a/b").rmdir()
+    os.rename(root / "a/c/3", root / "3")
+    (root / "a/c").rmdir()
+    (root / "a").rmdir()
+    os.rename(root / "x", root / "a")
+    time.sleep(1.1)
+    assert sorted(os.listdir(root / "a")) == ["b"]
+    assert (root / "a/b/4").read_bytes() == b"4"
+    proxy.heal()
+    node.flush(root)
+    assert bucket.files() == {"a/b/4": b"4", "3": b"3"}
+    assert sorted(os.listdir(root)) == ["3", "a"]

@@ -53,6 +53,7 @@ class Daemon:
         self._generation = generation
         self._web = Web(float(settings["stall_seconds"]))
         self._patience = float(settings["patience_seconds"])
+        self._passthrough = bool(settings["passthrough"])
         self._cache = Cache(os.path.join(node, "cache"), int(settings["cache_bytes"]), self._patience)
         self._carrier = Carrier(os.path.join(node, "xet"), UPLOAD_SECONDS)
         self._mounts: dict[str, VolumeMount] = {}
@@ -63,7 +64,7 @@ class Daemon:
         """Make ready, and go on serving what another daemon served."""
         self._cache.open()
         for order, fd in held:
-            self._mounts[str(order["path"])] = self._make(order, Device(fd))
+            self._mounts[str(order["path"])] = self._make(order, Device(fd, passthrough=self._passthrough))
 
     def serve(self, listener: socket.socket) -> None:
         """Answer whoever asks, for ever."""
@@ -153,6 +154,7 @@ class Daemon:
             read_only=bool(order["read_only"]),
             owner=int(order["owner"]),
             first_node=self._generation * _NODES_PER_DAEMON + 2,
+            passthrough=self._passthrough,
         )
         served = mount.begin(found)
         if found is None:

@@ -14,12 +14,12 @@ _MNT_FORCE = 1  # requests that wait fail, whoever else has the mount
 class Device:
     """The connection of one mount. Whoever holds the file descriptor keeps the mount alive."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, passthrough: bool = True) -> None:
         self.fd = fd
-        self.passthrough = False  # known when the kernel has said what it can
+        self.passthrough = passthrough  # whether it is wanted, and once the kernel has said what it can, is there
 
     @staticmethod
-    def mount(path: str, *, read_only: bool, source: str) -> "Device":
+    def mount(path: str, *, read_only: bool, source: str, passthrough: bool = True) -> "Device":
         """Mount at a directory. Whatever user asks, the kernel judges by mode and owner. Raises OSError."""
         fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=1048576"
@@ -29,7 +29,7 @@ class Device:
         except BaseException:
             os.close(fd)
             raise
-        return Device(fd)
+        return Device(fd, passthrough=passthrough)
 
     def read(self, buffer: bytearray) -> int:
         """Wait for a request; return its length, 0 when the mount is no more."""

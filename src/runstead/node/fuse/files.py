@@ -66,7 +66,7 @@ class Files:
         self._log = log
         self._lock = lock
         self.wake = wake  # there may be something to upload
-        self._device = Device(-1)
+        self._device = Device(-1, passthrough=False)
         self._handles: dict[int, _Handle] = {}
         self._next = first_handle
         self._taken: dict[int, int] = {}  # by the number of a request: what another daemon opened for it
@@ -104,11 +104,13 @@ class Files:
 
     def _backing_again(self, node: Node) -> Backing:
         if node.stage is not None:
-            return Backing(Device(-1), self._staging.open(node.stage), self._cache, None).on(self._device)
+            return Backing(Device(-1, passthrough=False), self._staging.open(node.stage), self._cache, None).on(
+                self._device
+            )
         if node.content is None:
             raise OSError(errno.ESTALE, "no content")
         cached = self._cache.take(node.content)
-        return Backing(Device(-1), cached.fd, self._cache, cached).on(self._device)
+        return Backing(Device(-1, passthrough=False), cached.fd, self._cache, cached).on(self._device)
 
     def stat(self, node: Node) -> os.stat_result:
         """Return what the disk says of a staged file; the lock is held."""
@@ -130,7 +132,7 @@ class Files:
     def close_unanswered(self, request: Request) -> None:
         """Close what another daemon opened for this request, and could not say."""
         if request.resent:
-            number = self._taken.pop(request.unique & ~protocol.RESENT, None)
+            number = self._taken.pop(request.number, None)
             if number is not None:
                 self._close(number)
 
@@ -208,7 +210,7 @@ class Files:
         """Give a node a staged file with the bytes that it has; the lock is held before and after."""
         if node.orphan or node.backing is not None:
             if not node.orphan:
-                self._tree.detach(node)
+                self._tree.renew(node)
             # The kernel looks the name up again and finds, or has us make, another node.
             raise OSError(errno.ESTALE, "this version is being read")
         content = node.content

@@ -14,12 +14,11 @@ from typing import NoReturn
 from runstead.node.fuse import protocol
 from runstead.node.fuse.files import Files
 from runstead.node.fuse.journal import Journal
-from runstead.node.fuse.nodelog import NodeLog
 from runstead.node.fuse.refusals import Refusals
 from runstead.node.fuse.session import Operation, Request
 from runstead.node.fuse.source import Content, Source
 from runstead.node.fuse.staging import Staging
-from runstead.node.fuse.tree import Node, Tree, empty_content
+from runstead.node.fuse.tree import Node, Tree, empty_content, folders_of
 
 _VALID_MS = 1000  # what the kernel may remember: others' changes are to be seen within two seconds
 _DT_DIR, _DT_REG = 4, 8
@@ -38,20 +37,16 @@ class FileSystem:
         journal: Journal,
         staging: Staging,
         files: Files,
-        log: NodeLog,
         lock: "threading.RLock",
         refusals: Refusals,
-        owner: int,
     ) -> None:
         self._source = source
         self._tree = tree
         self._journal = journal
         self._staging = staging
         self._files = files
-        self._log = log
         self._lock = lock
         self._refusals = refusals
-        self._owner = owner
         self._folders: dict[int, list[tuple[str, bool]]] = {}  # open folders: what they have
         self._next_folder = 1
         self._refreshing: dict[int, threading.Event] = {}
@@ -170,28 +165,29 @@ class FileSystem:
             return protocol.pack_attr_answer(self._attr(self._tree.get(request.node)), _VALID_MS)
 
     def setattr(self, request: Request) -> bytes:
-        """Change size, times or mode. Owners cannot be changed: a bucket has none."""
-        valid, _, _handle, size, _, _, mtime, _, _, mtime_rest, _, mode, _, uid, gid, _ = (
+        """Change size, times, mode or owner. The kernel has judged who may; a bucket keeps none but the size."""
+        valid, _, _handle, size, _, atime, mtime, _, atime_rest, mtime_rest, _, mode, _, uid, gid, _ = (
             protocol.SETATTR_IN.unpack_from(request.body)
         )
         with self._lock:
             node = self._tree.get(request.node)
-            for flag, wanted in ((protocol.SET_UID, uid), (protocol.SET_GID, gid)):
-                if valid & flag and wanted not in (self._owner, 0xFFFFFFFF):
-                    raise OSError(errno.EPERM, "files of a volume belong to the job")
         if valid & protocol.SET_SIZE:
             if node.is_folder:
                 raise OSError(errno.EISDIR, "a folder has no size")
             self._files.truncate(request, node, size)
         with self._lock:
-            if valid & protocol.SET_MODE:
-                node.mode = mode & 0o7777
-                self._log.write("p", node.id, node.mode)
-                node.changed_ns = time.time_ns()
+            if valid & (protocol.SET_MODE | protocol.SET_UID | protocol.SET_GID):
+                node.mode = mode & 0o7777 if valid & protocol.SET_MODE else node.mode
+                node.uid = uid if valid & protocol.SET_UID else node.uid
+                node.gid = gid if valid & protocol.SET_GID else node.gid
+                self._tree.mark(node)
+            node.changed_ns = time.time_ns()
+            if valid & (protocol.SET_ATIME | protocol.SET_ATIME_NOW):
+                now = valid & protocol.SET_ATIME_NOW
+                node.atime_ns = node.changed_ns if now else _nanoseconds(atime, atime_rest)
             if valid & (protocol.SET_MTIME | protocol.SET_MTIME_NOW):
-                now = bool(valid & protocol.SET_MTIME_NOW)
-                seconds = mtime - (1 << 64) if mtime >> 63 else mtime
-                self._files.set_mtime(node, time.time_ns() if now else seconds * 1_000_000_000 + mtime_rest)
+                now = valid & protocol.SET_MTIME_NOW
+                self._files.set_mtime(node, node.changed_ns if now else _nanoseconds(mtime, mtime_rest))
             return protocol.pack_attr_answer(self._attr(node), _VALID_MS)
 
     def _entry(self, node: Node) -> bytes:
@@ -199,20 +195,19 @@ class FileSystem:
         return protocol.pack_entry(node.id, self._attr(node), _VALID_MS)
 
     def _attr(self, node: Node) -> bytes:
+        kind, links, written, changed = stat.S_IFREG, 1, node.mtime_ns, node.changed_ns
         if node.is_folder:
-            mode, links = stat.S_IFDIR | node.mode, 2
-            return protocol.pack_attr(node.id, 4096, 8, node.mtime_ns, node.changed_ns, mode, links, self._owner)
-        mode, links = stat.S_IFREG | node.mode, 0 if node.orphan else 1
-        if node.stage is not None:
+            kind, size, blocks = stat.S_IFDIR, 4096, 8  # with one link: how many folders are in it is not counted
+        elif node.stage is not None:
             found = self._files.stat(node)
-            changed = max(found.st_ctime_ns, node.changed_ns)
-            return protocol.pack_attr(
-                node.id, found.st_size, found.st_blocks, found.st_mtime_ns, changed, mode, links, self._owner
-            )
-        size = node.content.size if node.content is not None else 0
-        return protocol.pack_attr(
-            node.id, size, -(-size // 512), node.mtime_ns, node.changed_ns, mode, links, self._owner
-        )
+            size, blocks, written = found.st_size, found.st_blocks, found.st_mtime_ns
+            changed = max(found.st_ctime_ns, changed)
+        else:
+            size = node.content.size if node.content is not None else 0
+            blocks = -(-size // 512)
+        times = (written if node.atime_ns is None else node.atime_ns, written, changed)
+        links = 0 if node.orphan else links
+        return protocol.pack_attr(node.id, size, blocks, times, kind | node.mode, links, node.uid, node.gid)
 
     def statfs(self, _request: Request) -> bytes:
         """Return the room there is for files that are being written."""
@@ -296,12 +291,12 @@ class FileSystem:
         with self._lock:
             folder = self._fresh(request, request.node)
             node = self._tree.find(folder, name)
-            if node is not None and flags & os.O_EXCL and not request.resent:
+            if node is not None and flags & os.O_EXCL and not _made(request, node):
                 raise OSError(errno.EEXIST, "there is such a file")
             if node is not None and node.is_folder:
                 raise OSError(errno.EISDIR, "there is a folder of that name")
             if node is None:
-                node = self._new_file(folder, name, mode)
+                node = self._new_file(request, folder, name, mode)
         self._files.close_unanswered(request)
         opened = self._files.open_node(request, node, flags)
         with self._lock:
@@ -316,9 +311,9 @@ class FileSystem:
         with self._lock:
             folder = self._fresh(request, request.node)
             there = self._already(request, folder, name, is_folder=False)
-            return self._entry(there or self._new_file(folder, name, mode))
+            return self._entry(there or self._new_file(request, folder, name, mode))
 
-    def _new_file(self, folder: Node, name: str, mode: int) -> Node:
+    def _new_file(self, request: Request, folder: Node, name: str, mode: int) -> Node:
         """Make an empty file; the lock is held."""
         self._must_have_name(folder)
         stage, fd = self._staging.create()
@@ -328,8 +323,8 @@ class FileSystem:
         except BaseException:
             self._staging.delete(stage)
             raise
-        node = self._tree.add(folder, name, is_folder=False, mode=mode & 0o7777)
-        node.stage = stage
+        node = self._tree.add(folder, name, is_folder=False, mode=mode & 0o7777, uid=request.uid, gid=request.gid)
+        node.stage, node.made_by = stage, request.number
         self._files.wake()
         return node
 
@@ -341,12 +336,15 @@ class FileSystem:
             folder = self._fresh(request, request.node)
             self._must_have_name(folder)
             there = self._already(request, folder, name, is_folder=True)
-            return self._entry(there or self._tree.add(folder, name, is_folder=True, mode=mode & 0o7777))
+            uid, gid = request.uid, request.gid
+            made = there or self._tree.add(folder, name, is_folder=True, mode=mode & 0o7777, uid=uid, gid=gid)
+            made.made_by = request.number
+            return self._entry(made)
 
     def _already(self, request: Request, folder: Node, name: str, *, is_folder: bool) -> Node | None:
         """Return None for a free name, or the node that a daemon made before it could say so. Raises EEXIST."""
         there = self._tree.find(folder, name)
-        if there is not None and not (request.resent and there.is_folder == is_folder):
+        if there is not None and not (_made(request, there) and there.is_folder == is_folder):
             raise OSError(errno.EEXIST, "there is such a name")
         return there
 
@@ -423,7 +421,6 @@ class FileSystem:
     def _rename(self, request: Request, target: int, flags: int, old: bytes, new: bytes) -> bytes:
         if flags & ~_RENAME_NOREPLACE:
             raise OSError(errno.EINVAL, "names cannot be exchanged")
-        below: dict[str, Content] = {}
         old_name, new_name = _name(old), _new_name(new)
         with self._lock:
             target_folder = self._fresh(request, target)
@@ -432,11 +429,29 @@ class FileSystem:
             if missing and request.resent and self._tree.find(target_folder, new_name) is not None:
                 return b""  # done before the daemon that did it could say so
             node = self._must_be_there(source, old_name)
-            folders = node.is_folder
-            path = self._tree.path(node)
-        if folders:
-            request.wait_here()
-            below = dict(self._source.all_below(path))
+            folders, path = node.is_folder, self._tree.path(node)
+            if folders:
+                request.wait_here()
+            # What the bucket is told while the store lists, the list may lack.
+            told = self._tree.watch()
+        try:
+            below = dict(self._source.all_below(path)) if folders else {}
+            return self._rename_now(request, target, flags, (old_name, new_name), below, told)
+        finally:
+            with self._lock:
+                self._tree.unwatch(told)
+
+    def _rename_now(
+        self,
+        request: Request,
+        target: int,
+        flags: int,
+        names: tuple[str, str],
+        below: "dict[str, Content]",
+        told: "dict[str, Content | None]",
+    ) -> bytes:
+        """Rename; `below` is what the store has in the folder, but for what it was told since."""
+        old_name, new_name = names
         with self._lock:
             source, folder = self._fresh(request, request.node), self._fresh(request, target)
             node = self._must_be_there(source, old_name)
@@ -455,7 +470,10 @@ class FileSystem:
                 self._tree.detach(there)
                 self._files.discard(there)
             if node.is_folder:
-                self._move_folder(node, folder, new_name, below)
+                prefix = self._tree.path(node) + "/"
+                below |= {p: content for p, content in told.items() if content is not None and p.startswith(prefix)}
+                gone = {p for p, content in told.items() if content is None}
+                self._move_folder(node, folder, new_name, {p: c for p, c in below.items() if p not in gone})
             else:
                 self._move_file(node, folder, new_name)
             self._tree.touch(source)
@@ -470,7 +488,8 @@ class FileSystem:
             raise OSError(errno.ENOTDIR, "a file is there")
         if there.is_folder:
             self._fresh(request, there.id)
-            if self._tree.names(there) and not request.resent:  # half of it was moved by another daemon
+            half_done = request.resent and self._tree.moving == (self._tree.path(node), self._tree.path(there))
+            if self._tree.names(there) and not half_done:
                 raise OSError(errno.ENOTEMPTY, "the folder there is not empty")
 
     def _move_file(self, node: Node, folder: Node, name: str) -> None:
@@ -493,13 +512,16 @@ class FileSystem:
 
     def _move_folder(self, node: Node, folder: Node, name: str, below: "dict[str, Content]") -> None:
         old, new = self._tree.path(node), self._tree.child_path(folder, name)
+        self._tree.begin_move(old, new)
         for intent in self._journal.below(old):
             listed = below.pop(intent.path, None) is not None
             if not intent.is_absence:
                 self._move_intent(intent.path, new + intent.path[len(old) :], intent.content, listed=listed)
         for path, content in below.items():
             self._move_intent(path, new + path[len(old) :], content, listed=True)
-        self._tree.hide(old)
+        gone = {old, *below} | {intent.path for intent in self._journal.below(old)}
+        for hidden in {up for path in gone for up in folders_of(path) if up.startswith(old + "/")} | {old}:
+            self._tree.hide(hidden)
         self._tree.move(node, folder, name)
 
     def symlink(self, request: Request) -> bytes:
@@ -524,14 +546,25 @@ class FileSystem:
         return b""
 
 
+def _made(request: Request, node: Node) -> bool:
+    """Say whether another daemon has made the node for this very request, and could not say so any more."""
+    return request.resent and node.made_by == request.number
+
+
+def _nanoseconds(seconds: int, rest: int) -> int:
+    return (seconds - (1 << 64) if seconds >> 63 else seconds) * 1_000_000_000 + rest
+
+
 def _name(data: bytes) -> str:
+    """Return a name, as it may be asked for. Raises ENAMETOOLONG: the kernel lets four times as many bytes pass."""
+    if len(data) > _NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, "the name is too long")
     return os.fsdecode(data)
 
 
 def _new_name(data: bytes) -> str:
     """Return a name that a bucket can have. Raises EILSEQ, ENAMETOOLONG."""
-    if len(data) > _NAME_MAX:
-        raise OSError(errno.ENAMETOOLONG, "the name is too long")
+    _name(data)
     try:
         return data.decode()
     except UnicodeDecodeError as error:

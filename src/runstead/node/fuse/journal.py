@@ -59,6 +59,7 @@ class Journal:
         for intent in read(path):
             self._number = max(self._number, intent.number)
             self._keep(intent)
+        self._finish_renames()
         self._fd = -1
         self._rewrite()
 
@@ -150,6 +151,19 @@ class Journal:
         self._count(intent, 1)
         parent, _, name = intent.path.rpartition("/")
         self._folders.setdefault(parent, {})[name] = intent
+
+    def _finish_renames(self) -> None:
+        """One staged file at two paths: whoever renamed it died before its old path was noted to have nothing."""
+        latest: dict[str, Intent] = {}
+        for intent in sorted(self.intents.values(), key=lambda intent: intent.number):
+            if intent.stage is None:
+                continue
+            before = latest.get(intent.stage)
+            if before is not None:
+                self._keep(Intent(before.number, before.path, None, None, is_open=False))
+                self.intents[before.path].tried = True
+            latest[intent.stage] = intent
+            self._stages[intent.stage] = intent.path
 
     def _count(self, intent: Intent, change: int) -> None:
         if intent.stage is not None:

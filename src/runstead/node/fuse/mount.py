@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _STACK_BYTES = 1 << 19
+_REST_SECONDS = 0.5
 _WAITERS = 12  # threads per mount that wait for the store
 
 
@@ -39,10 +40,20 @@ class VolumeMount:
     """A bucket, or a folder of one, at a path of this node."""
 
     def __init__(
-        self, path: str, hub: Hub, cache: Cache, carrier: Carrier, *, read_only: bool, owner: int, first_node: int = 2
+        self,
+        path: str,
+        hub: Hub,
+        cache: Cache,
+        carrier: Carrier,
+        *,
+        read_only: bool,
+        owner: int,
+        first_node: int = 2,
+        passthrough: bool = True,
     ) -> None:
         self.path = path
         self.read_only = read_only
+        self._passthrough = passthrough
         self._hub = hub
         self._carrier = carrier
         self._workers = Workers("wait", _WAITERS)
@@ -54,14 +65,12 @@ class VolumeMount:
         staging = Staging(os.path.join(state, "staged"))
         self._staging = staging
         self._log = NodeLog(os.path.join(state, "nodes"))
-        self._tree = Tree(self._journal, self._log, first_node, read_only=read_only)
+        self._tree = Tree(self._journal, self._log, first_node, owner=owner, read_only=read_only)
         self._files = Files(
             hub, self._tree, self._journal, staging, cache, self._log, self._lock, self._wake, first_node
         )
         refusals = Refusals(os.path.join(state, "refused"))
-        self._system = FileSystem(
-            hub, self._tree, self._journal, staging, self._files, self._log, self._lock, refusals, owner
-        )
+        self._system = FileSystem(hub, self._tree, self._journal, staging, self._files, self._lock, refusals)
         self._uploads = Uploads(
             self._tree,
             self._journal,
@@ -84,11 +93,10 @@ class VolumeMount:
             if not self.read_only:
                 self._reserve.take()
             os.makedirs(self.path, 0o755, exist_ok=True)
-            found = Device.mount(self.path, read_only=self.read_only, source="runstead")
+            found = Device.mount(self.path, read_only=self.read_only, source="runstead", passthrough=self._passthrough)
             device.read_ahead(self.path)
         self._device = found
         if taken_over:
-            found.passthrough = True
             self._files.attach(found)
             self._restore()
         self._log.snapshot = lambda: [*self._tree.records(), *self._files.records()]
@@ -101,7 +109,7 @@ class VolumeMount:
         _thread("mount", lambda: self._serve(session))
         _thread("events", lambda: self._hub.follow(self._changed, self._live, self._gone.is_set))
         if not self.read_only:
-            self._uploads.start()
+            self._uploads.start(_REST_SECONDS if taken_over else 0.0)
         return found
 
     def _restore(self) -> None:

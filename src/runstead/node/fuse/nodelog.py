@@ -3,11 +3,12 @@
 A record is one write: a daemon that dies leaves whole ones. It need not survive more than daemons, because without
 the mount that its keeper holds it means nothing.
 
-    ("n", node, parent, name, is folder, mode, content, stage, kept, orphan)    told of
+    ("n", node, parent, name, content, stage, flags, mode, (user, group), request)    told of
     ("m", node, parent, name)       renamed
+    ("b", path, path)               the files in a folder are being moved, until "m" says that it is done
     ("x", node)                     without a name from now on
     ("k", node)                     a folder that stays when it is empty
-    ("p", node, mode)               permissions
+    ("p", node, mode, user, group, marked)
     ("s", node, stage)              staged from now on
     ("u", node, content)            has this content from now on
     ("f", node)                     forgotten

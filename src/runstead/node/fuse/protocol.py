@@ -85,13 +85,12 @@ _SECOND = 1_000_000_000
 
 
 def pack_attr(
-    ino: int, size: int, blocks: int, mtime_ns: int, ctime_ns: int, mode: int, links: int, owner: int
+    ino: int, size: int, blocks: int, times_ns: tuple[int, int, int], mode: int, links: int, uid: int, gid: int
 ) -> bytes:
-    """Return `struct fuse_attr`; the owner is both user and group."""
-    seconds, rest = divmod(mtime_ns, _SECOND)
-    changed, changed_rest = divmod(ctime_ns, _SECOND)
-    times = (seconds & _MASK, seconds & _MASK, changed & _MASK, rest, rest, changed_rest)
-    return ATTR.pack(ino, size, blocks, *times, mode, links, owner, owner, 0, 4096, 0)
+    """Return `struct fuse_attr`; the times are those of access, change of content, change of anything."""
+    (read, read_rest), (written, written_rest), (changed, changed_rest) = (divmod(t, _SECOND) for t in times_ns)
+    times = (read & _MASK, written & _MASK, changed & _MASK, read_rest, written_rest, changed_rest)
+    return ATTR.pack(ino, size, blocks, *times, mode, links, uid, gid, 0, 4096, 0)
 
 
 _MASK = (1 << 64) - 1

@@ -35,6 +35,11 @@ class Request:
         self.may_wait = False
         self.undo: Callable[[], None] | None = None  # takes back what was done, should nobody want the answer
 
+    @property
+    def number(self) -> int:
+        """Which request it is, be it resent or not."""
+        return self.unique & ~protocol.RESENT
+
     def wait_here(self) -> None:
         """Go on only where waiting is allowed. Raises Slow."""
         if not self.may_wait:
@@ -138,9 +143,10 @@ class Session:
             | protocol.PARALLEL_DIROPS
             | protocol.MAX_PAGES
             | protocol.INIT_EXT
-            | protocol.PASSTHROUGH
             | protocol.HAS_RESEND
         )
+        if self._device.passthrough:
+            wanted |= protocol.PASSTHROUGH
         agreed = flags & wanted
         self._device.passthrough = bool(agreed & protocol.PASSTHROUGH)
         self._ready(self._device)

@@ -6,6 +6,7 @@ mount's lock.
 """
 
 import errno
+import stat
 import time
 
 from runstead.node.fuse.journal import Intent, Journal
@@ -18,6 +19,7 @@ _SECONDS_UNSEEN = 1.0  # how long a listing holds when nobody tells of changes
 _SECONDS_LIVE = 60.0
 _SECONDS_WITHOUT = 3.0  # how long an old one is used before a store that fails is asked again
 _MOST_LISTED = 200_000
+_MOST_MARKED = 50_000  # of half a kilobyte each
 _NEVER_FORGOTTEN = 1 << 60  # of nodes of another daemon: how often the kernel knows them is not known
 _MILLISECOND = 1_000_000  # what the store keeps of a time
 
@@ -32,11 +34,13 @@ class Node:
     """A file or a folder."""
 
     __slots__ = (
+        "atime_ns",
         "backing",
         "changed_ns",
         "children",
         "content",
         "epoch",
+        "gid",
         "id",
         "is_folder",
         "kept",
@@ -44,21 +48,31 @@ class Node:
         "listed_at",
         "listing",
         "lookups",
+        "made_by",
+        "marked",
         "mode",
         "mtime_ns",
         "name",
         "orphan",
         "parent",
         "stage",
+        "uid",
         "writers",
     )
 
-    def __init__(self, number: int, parent: "Node | None", name: str, *, is_folder: bool, mode: int) -> None:
+    def __init__(
+        self, number: int, parent: "Node | None", name: str, *, is_folder: bool, mode: int, uid: int, gid: int
+    ) -> None:
         self.id = number
         self.parent = parent
         self.name = name
         self.is_folder = is_folder
         self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.made_by = 0  # the number of the request that made it
+        self.marked = False  # mode or owner were set, and are remembered for as long as that is possible
+        self.atime_ns: int | None = None  # if it was set
         self.mtime_ns = self.changed_ns = time.time_ns()
         self.lookups = 0  # how often the kernel was told of it and has not forgotten
         self.orphan = False  # has no name any more
@@ -79,18 +93,22 @@ class Node:
 class Tree:
     """All nodes."""
 
-    def __init__(self, journal: Journal, log: NodeLog, first_node: int, *, read_only: bool) -> None:
+    def __init__(self, journal: Journal, log: NodeLog, first_node: int, *, owner: int, read_only: bool) -> None:
         self._journal = journal
         self._log = log
         self._folder_mode = READ_ONLY_FOLDER_MODE if read_only else FOLDER_MODE
         self._file_mode = READ_ONLY_FILE_MODE if read_only else FILE_MODE
         self._next = first_node
-        self.root = Node(1, None, "", is_folder=True, mode=self._folder_mode)
+        self._owner = owner
+        self._marked = 0
+        self.root = Node(1, None, "", is_folder=True, mode=self._folder_mode, uid=owner, gid=owner)
         self.root.kept = True
         self.root.lookups = 1
         self.nodes: dict[int, Node] = {1: self.root}
         self.live = False  # somebody tells of changes
         self._listed = 0
+        self.moving: tuple[str, str] | None = None  # a folder that is being moved, and where to
+        self._watches: list[dict[str, Content | None]] = []
         self._hidden: set[str] = set()  # folders removed here that the store may still list
 
     def get(self, number: int) -> Node:
@@ -191,8 +209,23 @@ class Tree:
             folder.listed_at = 0.0
             folder.epoch += 1
 
+    def watch(self) -> "dict[str, Content | None]":
+        """Return what is filled with all that the bucket is told from now on, until `unwatch`."""
+        watch: dict[str, Content | None] = {}
+        self._watches.append(watch)
+        return watch
+
+    def unwatch(self, watch: "dict[str, Content | None]") -> None:
+        """Fill it no more."""
+        self._watches = [other for other in self._watches if other is not watch]
+
     def settled(self, path: str, content: Content | None) -> None:
         """The bucket has at this path what was intended."""
+        for watch in self._watches:
+            watch[path] = content
+        if content is not None and self._hidden:
+            for folder in folders_of(path):
+                self._show(folder)
         *_, name = path.split("/")
         for folder in self._folders_along(path):
             folder.epoch += 1  # a listing on its way may be older than this
@@ -259,7 +292,7 @@ class Tree:
             return None
         content = folder.listing[name]
         if content is None:
-            if self._is_hidden(self.child_path(folder, name)):
+            if self.child_path(folder, name) in self._hidden:
                 return None
             if node is None or not node.is_folder:
                 node = self._replace(folder, name, node, is_folder=True)
@@ -280,8 +313,9 @@ class Tree:
         path = self.path(folder)
         found = {name: content is None for name, content in folder.listing.items()}
         if self._hidden or self._journal.intents:
+            # A folder that was removed here may still be listed, until the store has been told.
             prefix = path + "/" if path else ""
-            for name in [n for n, is_folder in found.items() if is_folder and self._is_hidden(prefix + n)]:
+            for name in [n for n, is_folder in found.items() if is_folder and prefix + n in self._hidden]:
                 del found[name]
             found.update(dict.fromkeys(self._journal.subfolders(path), True))
         for name, intent in self._journal.folder(path).items():
@@ -294,16 +328,39 @@ class Tree:
                 found[name] = True
         return found
 
-    def add(self, folder: Node, name: str, *, is_folder: bool, mode: int) -> Node:
-        """Make a node for a name that stands for nothing."""
+    def add(self, folder: Node, name: str, *, is_folder: bool, mode: int, uid: int, gid: int) -> Node:
+        """Make a node for a name that stands for nothing. A folder may hand its group on, as everywhere."""
         node = self._replace(folder, name, folder.children.get(name), is_folder=is_folder)
-        node.mode = mode
+        if folder.mode & stat.S_ISGID:
+            gid = folder.gid
+            mode |= stat.S_ISGID if is_folder else 0
+        node.mode, node.uid, node.gid = mode, uid, gid
+        if uid != self._owner or gid != self._owner or (not is_folder and mode & 0o111):
+            self.mark(node)
         if is_folder:
             node.kept = node.known = True
             node.listed_at = time.monotonic()
             self._show(self.path(node))
         self.touch(folder)
         return node
+
+    def mark(self, node: Node) -> None:
+        """Mode or owner of a node were set."""
+        if not node.marked and self._marked < _MOST_MARKED:
+            node.marked = True
+            self._marked += 1
+        self._log.write("p", node.id, node.mode, node.uid, node.gid, node.marked)
+
+    def renew(self, node: Node) -> Node:
+        """Give the name of a file that stays with those who have it open to a new node for the same content."""
+        assert node.parent is not None
+        content, marked = node.content, node.marked
+        fresh = self._replace(node.parent, node.name, node)
+        fresh.content, fresh.mtime_ns, fresh.changed_ns = content, node.mtime_ns, node.changed_ns
+        fresh.mode, fresh.uid, fresh.gid = node.mode, node.uid, node.gid
+        if marked:
+            self.mark(fresh)
+        return fresh
 
     def touch(self, folder: Node) -> None:
         """A name was added to or removed from a folder here: it stays, even if it becomes empty."""
@@ -318,12 +375,14 @@ class Tree:
             del node.parent.children[node.name]
         node.orphan = True
         node.kept = False
+        self._unmark(node)
+        node.changed_ns = time.time_ns()
         self._log.write("x", node.id)
         self.drop_unused(node)
 
-    def _is_hidden(self, path: str) -> bool:
-        """Whether a folder that the store lists is none any more, once it has done what is intended."""
-        return path in self._hidden or self._journal.only_removes(path)
+    def _unmark(self, node: Node) -> None:
+        self._marked -= node.marked
+        node.marked = False
 
     def hide(self, path: str) -> None:
         """A folder was removed or renamed here, and the store does not know yet."""
@@ -335,12 +394,19 @@ class Tree:
             self._hidden.discard(path)
             self._log.write("z", path)
 
+    def begin_move(self, old: str, new: str) -> None:
+        """What is in a folder is about to be moved, one path after the other."""
+        self.moving = old, new
+        self._log.write("b", old, new)
+
     def move(self, node: Node, folder: Node, name: str) -> None:
         """Give a node another name; whatever had that is gone already."""
         if node.parent is not None:
             del node.parent.children[node.name]
         node.parent, node.name = folder, name
         folder.children[name] = node
+        self.moving = None
+        node.changed_ns = time.time_ns()
         self._log.write("m", node.id, folder.id, name)
         if node.is_folder:
             node.kept = True
@@ -367,12 +433,14 @@ class Tree:
     def _record(node: Node) -> "tuple[object, ...]":
         parent = node.parent.id if node.parent is not None else 0
         content = None if node.content is None else tuple(node.content)
-        kept, orphan = node.kept, node.orphan
-        return "n", node.id, parent, node.name, node.is_folder, node.mode, content, node.stage, kept, orphan
+        flags = node.is_folder, node.kept, node.orphan, node.marked
+        owner = node.uid, node.gid
+        return "n", node.id, parent, node.name, content, node.stage, flags, node.mode, owner, node.made_by
 
     def records(self) -> "list[tuple[object, ...]]":
         """Return all that the next daemon must know of nodes, parents first."""
         found: list[tuple[object, ...]] = [("y", path) for path in self._hidden]
+        found += [("b", *self.moving)] if self.moving is not None else []
         waiting = [self.root]
         for folder in waiting:
             found += [self._record(node) for node in folder.children.values()]
@@ -383,9 +451,11 @@ class Tree:
         """Know what the daemon before this one has written of a node."""
         kind, number = record[0], record[1]
         if kind == "n":
-            _, _, parent, name, is_folder, mode, content, stage, kept, orphan = record
-            node = Node(number, self.nodes.get(parent, self.root), name, is_folder=is_folder, mode=mode)
-            node.stage, node.kept, node.orphan = stage, kept, orphan
+            _, _, parent, name, content, stage, flags, mode, (uid, gid), made_by = record
+            is_folder, kept, orphan, marked = flags
+            above = self.nodes.get(parent, self.root)
+            node = Node(number, above, name, is_folder=is_folder, mode=mode, uid=uid, gid=gid)
+            node.stage, node.kept, node.orphan, node.marked, node.made_by = stage, kept, orphan, marked, made_by
             node.content = None if content is None else Content(*content)
             if node.content is not None:
                 node.mtime_ns = node.content.mtime_ns
@@ -397,10 +467,13 @@ class Tree:
             self._hidden.add(number)
         elif kind == "z":
             self._hidden.discard(number)
+        elif kind == "b":
+            self.moving = record[1], record[2]
         found = self.nodes.get(number)
         if found is None:
             return
         if kind == "m":
+            self.moving = None
             self._rename(found, self.nodes.get(record[2], self.root), record[3])
         elif kind == "x":
             found.orphan, found.kept = True, False
@@ -408,7 +481,7 @@ class Tree:
         elif kind == "k":
             found.kept = True
         elif kind == "p":
-            found.mode = record[2]
+            _, _, found.mode, found.uid, found.gid, found.marked = record
         elif kind == "s":
             found.stage, found.content = record[2], None
         elif kind == "u":
@@ -419,6 +492,7 @@ class Tree:
 
     def reconcile(self) -> None:
         """Believe the journal, where the daemon before this one died between two words."""
+        self._marked = sum(node.marked for node in self.nodes.values())
         for node in list(self.nodes.values()):
             if node.stage is None or node.orphan:
                 continue
@@ -456,6 +530,7 @@ class Tree:
             node.parent is not None
             and node.lookups <= 0
             and not node.kept
+            and not node.marked
             and not node.children
             and node.backing is None
             and self.nodes.pop(node.id, None) is not None
@@ -471,7 +546,7 @@ class Tree:
         if before is not None:
             self.detach(before)
         mode = self._folder_mode if is_folder else self._file_mode
-        node = Node(self._next, folder, name, is_folder=is_folder, mode=mode)
+        node = Node(self._next, folder, name, is_folder=is_folder, mode=mode, uid=self._owner, gid=self._owner)
         self._next += 1
         self.nodes[node.id] = node
         folder.children[name] = node
@@ -482,6 +557,14 @@ class Tree:
         node.stage, node.content = intent.stage, intent.content
         if intent.content is not None:
             node.mtime_ns = intent.content.mtime_ns
+
+
+def folders_of(path: str) -> "list[str]":
+    """Return the folders that a path is in, the innermost first."""
+    found: list[str] = []
+    while path := path.rpartition("/")[0]:
+        found.append(path)
+    return found
 
 
 def empty_content(mtime_ns: int) -> Content:

@@ -63,6 +63,7 @@ class Uploads:
         self._apply = apply
         self._wake = threading.Event()
         self._stopped = False
+        self._rest_seconds = 0.0
         self._failure: str | None = None
         self._urgent = False
         self._written = written
@@ -71,8 +72,9 @@ class Uploads:
         self._moved = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begin; what a daemon before this one left is taken up."""
+    def start(self, after_seconds: float = 0.0) -> None:
+        """Begin, not at once if another daemon has just died: what it had sent is to arrive before what we send."""
+        self._rest_seconds = after_seconds
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
         self._thread.start()
         self.wake()
@@ -131,6 +133,7 @@ class Uploads:
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
+        time.sleep(self._rest_seconds)
         while not self._stopped:
             self._wake.wait()
             self._wake.clear()
