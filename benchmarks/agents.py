@@ -58,7 +58,8 @@ async def main(bench: Bench) -> None:
     body = {"command": ["true"], "flavor": "cpu-basic", "dockerImage": "python:3.12"}
     for _ in range(JOBS):
         job = await connection.request("POST", jobs, body)
-    await connection.request("GET", jobs)
+    while (await connection.request("GET", f"{jobs}/count?stage=SCHEDULING&stage=RUNNING"))["count"]:
+        await asyncio.sleep(0.2)
     before = bench.resident_bytes()
     async with agent(bench, "auto"):
         after = bench.resident_bytes()
@@ -71,7 +72,11 @@ async def main(bench: Bench) -> None:
         ("logs of a job that is over", {"operation": "logs", "args": {"job_id": job["id"]}}, ""),
     ]
     for name, arguments, path in calls:
-        peer = shown(await timed(partial(connection.request, "GET", path))) if path else ""
+        peer = ""
+        if path:
+            plain = Connection(bench)
+            peer = shown(await timed(partial(plain.request, "GET", path)))
+            plain.close()
         tool = "hf_whoami" if name == "hf_whoami" else "hf_jobs"
         for transport, mode in MODES.items():
             async with agent(bench, mode) as client:
