@@ -52,6 +52,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         size, left, digest = int(fields["content-length"]), int(fields["content-length"]), hashlib.sha256()
         while left:
             data = await reader.read(min(left, 1 << 18))
+            if not data:
+                return False
             digest.update(data)
             left -= len(data)
         body, trailers = json.dumps({"size": size, "sha256": digest.hexdigest()}).encode(), {}
