@@ -6,6 +6,7 @@ import fcntl
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -393,6 +394,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
         executor = build_executor(settings, _wake(events), port)
         capabilities = await executor.open()
         stack.push_async_callback(executor.close)
+        _open_many_files()  # now, for what starts jobs has the usual limit already, and hands it on to them
         if capabilities.host_address and not _covers(settings.server.host, capabilities.host_address):
             listeners.append(_bind(capabilities.host_address, port))
         server = _Server(settings, database, events, executor, capabilities, port)
@@ -729,6 +731,13 @@ def _bind(host: str, port: int) -> socket.socket:
         raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from error
     listener.setblocking(False)
     return listener
+
+
+def _open_many_files() -> None:
+    """Let this process have as many connections as the machine allows it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS: less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _covers(host: str, address: str) -> bool:
