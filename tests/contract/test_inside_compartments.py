@@ -3,8 +3,10 @@
 import asyncio
 import os
 import secrets
+import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -336,3 +338,19 @@ async def test_ids_that_could_be_paths(site: Site) -> None:
         with pytest.raises(EntryNotFound):
             await host.inside.compartment(strange)
     assert await host.inside.compartments() == []
+
+
+async def test_a_module_in_the_way_is_not_run(host: Room) -> None:
+    """Who makes compartments has the machine's rights among the attempt's files."""
+    name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    planted = "import os; os.system('touch /tmp/taken; id > /tmp/taken')"
+    await host.shell(
+        f"for d in $(echo {shlex.quote(' '.join(path for path in sys.path if path))}) /usr/lib/{name} .; do "
+        f"mkdir -p $d/encodings; for f in ascii.py zipimport.py _strptime.py encodings/ascii.py encodings/idna.py; do "
+        f"echo {shlex.quote(planted)} > $d/$f; done; done 2>/dev/null; true"
+    )
+    [one] = await make(host)
+    assert (await one.run("id", "-u")).out == f"{one.uid}\n"
+    with pytest.raises(EntryNotFound):
+        await host.inside.stat("/tmp/taken")
+    assert await host.inside.remove_compartments([one.id]) == 1

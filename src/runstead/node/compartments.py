@@ -21,6 +21,7 @@ import socket
 import time
 
 from runstead.node import cgroups, command, framing, namespaces, places, processes, removal, rundir, seccomp, syscalls
+from runstead.node.inside import imports
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.ground import Ground
 from runstead.node.inside.refusal import INVALID, UNAVAILABLE, Refusal, explain
@@ -131,6 +132,7 @@ def _serve(connection: socket.socket, attempt: Attempt) -> None:
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         connection.setblocking(True)
+        imports.stop()
         message = framing.receive(connection) or {}
         try:
             answer = {"ok": _answer(message, attempt)}

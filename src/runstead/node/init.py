@@ -16,6 +16,7 @@ import signal
 import socket
 
 from runstead.node import command, framing, namespaces, places, processes, seccomp, syscalls, users, venv
+from runstead.node.inside import imports
 from runstead.node.inside.agent import Agent
 from runstead.node.inside.ground import Ground
 from runstead.node.request import NO_NETWORK, Request
@@ -73,6 +74,7 @@ def run(control: socket.socket, orders: socket.socket) -> None:
         os.set_inheritable(output, False)
         listener = socket.socket(fileno=handed.pop("inside"))
         os.set_inheritable(listener.fileno(), False)
+        imports.stop()
         _enter(order, handed, control)
         user = _prepare(order, output)
         ground = Ground(
