@@ -11,6 +11,8 @@ from runstead.model.costs import money
 from runstead.model.schedules import Schedule
 from runstead.web.visit import Visit, see
 
+_MOST_SHOWN = 500
+
 
 async def start(visit: Visit) -> Response:
     """Lead to the caller's own schedules, or to those of the first namespace they may look at."""
@@ -24,10 +26,13 @@ async def schedule_list(visit: Visit) -> Response:
     """Show the schedules of a namespace, newest first."""
     namespace: str = visit.request.path_params["namespace"]
     schedules = visit.context.schedules
-    found = await schedules.all(visit.caller, namespace)
+    every = await schedules.all(visit.caller, namespace)
+    found = every[:_MOST_SHOWN]
     costs = await schedules.costs_micro_usd(found)
     shown = {one.id: money(costs[one.id]) for one in found} if any(costs.values()) else {}
-    return visit.page("schedule_list.html", namespace=namespace, schedules=found, costs=shown)
+    return visit.page(
+        "schedule_list.html", namespace=namespace, schedules=found, costs=shown, more=len(every) - len(found)
+    )
 
 
 async def schedule_page(visit: Visit) -> Response:
