@@ -79,6 +79,7 @@ from runstead.services.port_rules import PortRules
 from runstead.services.preparing import Preparing
 from runstead.services.reconcile import LEASE, Reconcile
 from runstead.services.recovery import Recovery
+from runstead.services.sandbox_forks import Forking
 from runstead.services.sandboxes.activity import Activity
 from runstead.services.sandboxes.hosts import Hosts
 from runstead.services.sandboxes.idling import Idling
@@ -591,6 +592,7 @@ class _Server:
         runs = ScheduledRuns(schedule_store, account_store, jobs, secrets)
         schedules = Schedules(schedule_store, jobs, runs, secrets, events, clock, zone)
         self._ticker = Ticker(schedule_store, runs, jobs, events, clock, zone, CatchUp(settings.schedules.catch_up))
+        self._forking = Forking(jobs, self._store, executor, secrets, clock)
         self.context = Context(
             accounts=self.accounts,
             jobs=jobs,
@@ -605,6 +607,7 @@ class _Server:
             outputs=Outputs(self._store, bucket_log),
             mount_tokens=mount_tokens,
             exposure=exposure,
+            forking=self._forking,
             port_addresses=PortAddresses(_ports_url(settings, port)),
             clock=clock,
             cursor_key=key,
@@ -642,6 +645,7 @@ class _Server:
             forever("admission", self._admission.run),
             forever("proxy", self.proxy.run),
             forever("sandboxes", self._idling.run),
+            forever("snapshots", self._forking.run),
             forever("sweeper", self._sweeper.run),
             forever("schedules", self._ticker.run),
             forever("scripts", self._scripts.run),

@@ -18,6 +18,7 @@ from runstead.services.metrics import JobMetrics
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.outputs import Outputs
 from runstead.services.port_addresses import PortAddresses
+from runstead.services.sandbox_forks import Forking
 from runstead.services.schedules import Schedules
 
 
@@ -38,6 +39,7 @@ class Context:
     outputs: Outputs
     mount_tokens: MountTokens
     exposure: Exposure
+    forking: Forking
     port_addresses: PortAddresses
     clock: Clock
     cursor_key: bytes

@@ -1,7 +1,7 @@
 """The routes under `/api/jobs` (wire-jobs §4)."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
@@ -69,10 +69,7 @@ async def page(
         query += [("limit", str(limit))] if limit != PAGE else []
         query.append(("cursor", make_cursor(found.cursor_key, namespace, following)))
         headers["Link"] = f'<{base_url(request)}/api/jobs/{quote(namespace)}?{urlencode(query)}>; rel="next"'
-    now = found.clock.now()
-    return JSONResponse(
-        [wire.job_json(job, found.jobs.message(job), now, _expose_urls(request, job)) for job in jobs], headers=headers
-    )
+    return JSONResponse(jobs_json(request, jobs), headers=headers)
 
 
 async def count(
@@ -185,10 +182,14 @@ async def job_auth_check(
     return await auth_check(namespace, permission, caller)
 
 
+def jobs_json(request: Request, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return jobs as the client that asks may see them."""
+    found, now = context(request), context(request).clock.now()
+    return [wire.job_json(job, found.jobs.message(job), now, _expose_urls(request, job)) for job in jobs]
+
+
 def _job(request: Request, job: Job) -> Response:
-    found = context(request)
-    urls = _expose_urls(request, job)
-    return JSONResponse(wire.job_json(job, found.jobs.message(job), found.clock.now(), urls))
+    return JSONResponse(jobs_json(request, [job])[0])
 
 
 def _expose_urls(request: Request, job: Job) -> list[str]:

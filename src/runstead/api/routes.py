@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import runstead
-from runstead.api import accounts, buckets, errors, jobs, openapi, raw_path, resolve, scheduled_jobs, unbuilt
+from runstead.api import accounts, buckets, errors, jobs, openapi, raw_path, resolve, sandboxes, scheduled_jobs, unbuilt
 from runstead.api.cas import CasRoutes
 from runstead.api.context import Context
 from runstead.api.limits import BodyLimit, DateHeader
@@ -37,6 +37,7 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", _JOB + "/outputs", jobs.outputs),
     ("POST", _JOB + "/cancel", jobs.cancel),
     ("POST", _JOB + "/duplicate", jobs.duplicate),
+    ("POST", _JOB + "/fork", sandboxes.fork),
     ("PUT", _JOB + "/labels", jobs.set_labels),
     ("PUT", _JOB + "/expose", jobs.expose),
     ("POST", _JOB + "/auth-check/{permission}", jobs.job_auth_check),

@@ -23,6 +23,7 @@ COMMANDS = {
     "token": "runstead.cli.token",
     "bucket": "runstead.cli.bucket",
     "job": "runstead.cli.job",
+    "sandbox": "runstead.cli.sandbox",
     "tls": "runstead.cli.tls",
     "image": "runstead.cli.image",
     "usage": "runstead.cli.usage",

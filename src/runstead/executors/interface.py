@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runstead.executors.inside import Inside
+from runstead.model.errors import Unsupported
 from runstead.model.hardware import Machine
 from runstead.model.launches import Handle, Launch, Observation, Usage
 
@@ -34,6 +35,7 @@ class Capabilities:
     private_ids: bool = False  # whether a job's files belong to the ids of its namespace, not to the server's user
     inside: bool = False  # whether `Executor.inside` can be had: exec, files
     compartments: bool = False  # whether attempts can be divided: `Inside.make_compartments`
+    snapshots: bool = False  # whether `Executor.snapshot` can be had, and `Launch.snapshots`
     ports: bool = False  # whether `Inside.connect` can be had: exposed ports
     without_ports: str = "ports of jobs cannot be reached here"  # why not, and how to get them
     groups: bool = False  # whether `Launch.group` can be had
@@ -98,3 +100,19 @@ class Executor(ABC):
     @abstractmethod
     async def usage(self, handle: Handle) -> Usage | None:
         """Return the counters of a running attempt; None when it does not run."""
+
+    async def snapshot(self, handle: Handle, name: str) -> None:
+        """Keep what a running attempt wrote until now, for others of its namespace: `Launch.snapshots`.
+
+        What it began with itself is not part of it. What programs write meanwhile may be in it or not, and files by halves. The name is letters, digits, dots
+        and dashes. Raises NotRunning, Conflict for a name that is taken, Unsupported.
+        """
+        raise Unsupported(f"the files of a job cannot be kept for others here: {handle.data.get('job_id')} as {name}")
+
+    async def snapshots(self) -> list[str]:
+        """List the snapshots on this machine that are older than some minutes."""
+        return []
+
+    async def drop_snapshot(self, name: str) -> None:
+        """Delete a snapshot that no attempt is started from any more. Idempotent."""
+        raise Unsupported(f"there are no snapshots here: {name}")

@@ -18,9 +18,10 @@ from runstead.executors.interface import Capabilities
 from runstead.executors.machine import gpu_devices, shared_gpu_devices
 from runstead.executors.native import NativeExecutor, NativeSettings, Root
 from runstead.executors.resolving import network_files
+from runstead.executors.snapshots import Snapshots
 from runstead.images.image import Image
-from runstead.model.errors import Unavailable
-from runstead.model.launches import Launch
+from runstead.model.errors import NotRunning, Unavailable
+from runstead.model.launches import Handle, Launch
 from runstead.node import disks, seccomp, syscalls
 from runstead.node.request import Container
 
@@ -82,6 +83,7 @@ class OciExecutor(NativeExecutor):
         self._shared_memory_bytes = settings.shared_memory_bytes
         self._described = settings.described
         self._images = images
+        self._snapshots = Snapshots(self._node, self._attempts)
         self._private_ids = True
         self._disks = True
         self._filtered = seccomp.PROGRAM is not None and _SECCOMP.exists()
@@ -104,6 +106,21 @@ class OciExecutor(NativeExecutor):
         """See Executor."""
         await self._images.get(launch.image, tell)
 
+    async def snapshot(self, handle: Handle, name: str) -> None:
+        """See Executor."""
+        attempt = self._name_of(handle)
+        if attempt is None:
+            raise NotRunning(f"this is no attempt of this executor: {handle.data.get('job_id')}")
+        await asyncio.to_thread(self._snapshots.take, attempt, name)
+
+    async def snapshots(self) -> list[str]:
+        """See Executor."""
+        return await asyncio.to_thread(self._snapshots.names)
+
+    async def drop_snapshot(self, name: str) -> None:
+        """See Executor."""
+        await asyncio.to_thread(self._snapshots.drop, name)
+
     async def _find_isolation(self) -> list[str]:
         self._isolation = "root"
         failures: dict[tuple[bool, bool], str] = {}
@@ -121,7 +138,9 @@ class OciExecutor(NativeExecutor):
         disk = await self._disk(launch.disk_bytes) if self._disks and launch.disk_bytes else None
         edits = await asyncio.to_thread(self._edits, launch.gpu_ids) if launch.gpu_ids else Edits()
         layers = [str(path) for path in image.layers]
-        return Root(container=self._container(layers, image, disk, self._private_ids, edits))
+        container = self._container(layers, image, disk, self._private_ids, edits)
+        container.snapshots = [str(self._snapshots.find(name)) for name in launch.snapshots]
+        return Root(container=container)
 
     def _edits(self, gpu_ids: tuple[str, ...]) -> Edits:
         """Return what GPUs need in a container, as it is described now: drivers come and go."""
@@ -160,6 +179,7 @@ class OciExecutor(NativeExecutor):
         return replace(
             found,
             images=True,
+            snapshots=True,
             private_ids=self._private_ids,
             disk_limits=self._disks,
             missing=(*found.missing, *missing),

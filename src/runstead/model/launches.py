@@ -37,7 +37,7 @@ class Launch:
     log_not_before: datetime  # no line may be stamped earlier: attempts share one monotone log
     preamble: tuple[str, ...]  # lines written to the log before any output
     mounts: tuple[Mount, ...] = ()
-    snapshot: str | None = None  # the files it begins with, over its image; only where the capabilities say so
+    snapshots: tuple[str, ...] = ()  # files it begins with, in this order over its image; where capabilities say so
     group: Membership | None = None  # only where the capabilities say `groups`
 
 

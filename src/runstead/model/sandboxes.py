@@ -17,7 +17,8 @@ TOKEN_SECRET = "SBX_TOKEN"  # noqa: S105
 LABEL = "hf-sandbox"
 MODE_LABEL = "hf-sandbox-mode"
 # What a client needs to find its sandboxes again, and to make the token of one anew.
-KEPT_LABELS = frozenset({LABEL, MODE_LABEL, "hf-sandbox-pool", "hf-sandbox-nonce"})
+FORK_LABEL = "hf-sandbox-fork"  # ours: which snapshot a sandbox began with
+KEPT_LABELS = frozenset({LABEL, MODE_LABEL, "hf-sandbox-pool", "hf-sandbox-nonce", FORK_LABEL})
 
 CAPACITY = "SBX_CAPACITY"
 IDLE_TIMEOUT = "SBX_IDLE_TIMEOUT"
@@ -53,6 +54,7 @@ class SandboxSpec:
     idle_seconds: int | None = None  # None: it is never too idle
     capacity: int | None = None  # of a host: how many it takes; None: as many as there is room for
     unmounted: tuple[Volume, ...] = ()  # asked for, answered, and not there: the client's program
+    snapshots: tuple[str, ...] = ()  # of a fork: the files that it begins with, each over those before
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class Container:
         "passed",
         "private_ids",
         "shared_memory_bytes",
+        "snapshots",
         "user",
         "working_dir",
     )
@@ -91,6 +92,7 @@ class Container:
         libraries: list[str],
         shared_memory_bytes: int,
         disk: str | None,
+        snapshots: list[str] | None = None,
         private_ids: bool,
         filtered: bool,
     ) -> None:
@@ -106,6 +108,7 @@ class Container:
         self.libraries = libraries  # directories to make known to the dynamic linker
         self.shared_memory_bytes = shared_memory_bytes  # of /dev/shm
         self.disk = disk  # a file system of the right size to copy; None: as much as there is
+        self.snapshots = snapshots or []  # files over the layers, lowest first, already with the machine's ids
         self.private_ids = private_ids  # whether ids are shifted into the range of the namespace
         self.filtered = filtered  # whether system calls are
 

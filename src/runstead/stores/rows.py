@@ -234,6 +234,8 @@ def sandbox_to(sandbox: SandboxSpec) -> dict[str, Any]:
         value["idle"] = sandbox.idle_seconds
     if sandbox.capacity is not None:
         value["capacity"] = sandbox.capacity
+    if sandbox.snapshots:
+        value["snapshots"] = sandbox.snapshots
     if sandbox.unmounted:
         value["unmounted"] = [volume_to(volume) for volume in sandbox.unmounted]
     return value
@@ -243,7 +245,7 @@ def sandbox_from(value: Mapping[str, Any]) -> SandboxSpec:
     """Return what makes a job a sandbox."""
     get = value.get
     unmounted = tuple(volume_from(volume) for volume in get("unmounted", ()))
-    return SandboxSpec(Mode(value["mode"]), get("idle"), get("capacity"), unmounted)
+    return SandboxSpec(Mode(value["mode"]), get("idle"), get("capacity"), unmounted, tuple(get("snapshots", ())))
 
 
 def volume_to(volume: Volume) -> dict[str, Any]:

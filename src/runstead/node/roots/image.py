@@ -146,11 +146,14 @@ def _overlay(container: "Container", base: Foundation) -> None:
     os.mkdir(f"{stage}/layers")
     os.chdir(f"{stage}/layers")  # short names: all of them must fit into one page
     names: list[str] = []
-    for number, layer in enumerate(reversed(container.layers)):
+    lower = [(layer, users) for layer in reversed(container.layers)]
+    # What attempts with the same range of ids wrote over the same layers.
+    lower[:0] = [(snapshot, None) for snapshot in reversed(container.snapshots)]
+    for number, (layer, shift) in enumerate(lower):
         name = f"{number:x}"
         os.mkdir(name)
         tree = syscalls.copy_tree(layer, recursive=False)
-        syscalls.set_attributes(tree, MS_RDONLY | MS_NODEV, recursive=False, ids_of=users)
+        syscalls.set_attributes(tree, MS_RDONLY | MS_NODEV, recursive=False, ids_of=shift)
         syscalls.attach(tree, name)
         os.close(tree)
         names.append(name)

@@ -45,10 +45,10 @@ class SandboxRules:
         """
         spec = recognized(spec, secrets)
         if spec.sandbox is not None:
-            self._check_possible(spec.sandbox.mode)
+            self._check_possible(spec.sandbox)
         return spec
 
-    def _check_possible(self, mode: Mode) -> None:
+    def _check_possible(self, sandbox: SandboxSpec) -> None:
         here = self._capabilities
         if not here.inside:
             raise Unsupported(
@@ -56,7 +56,9 @@ class SandboxRules:
             )
         if not here.ports:
             raise Unsupported(f"expose: sandboxes are not possible here: {here.without_ports}")
-        if mode is Mode.POOL and not here.compartments:
+        if sandbox.snapshots and not here.snapshots:
+            raise Unsupported(f"sandboxes cannot be forked here: the {here.kind} executor cannot keep their files")
+        if sandbox.mode is Mode.POOL and not here.compartments:
             raise Unsupported(
                 f"labels.{MODE_LABEL}: sandbox pools are not possible here: the {here.kind} executor cannot keep the "
                 "sandboxes of one host apart; create dedicated sandboxes instead (`hf sandbox create` without --pool)"
