@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from runstead.kit.settings import PASSED_BY_DEFAULT
 from runstead.volumes.fuse import problem as mount_problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +42,9 @@ class Server:
         reader, writer = os.pipe()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RUNSTEAD_", "HF_"))}
         environment["RUNSTEAD_EXECUTOR_KIND"] = "process"  # what is tested with containers says so
+        # Jobs see what the values of such variables name: programs of these tests, wherever the checkout is.
+        environment["CHECKOUT"] = str(ROOT)
+        environment["RUNSTEAD_EXECUTOR_PASS_ENVIRONMENT"] = ",".join((*PASSED_BY_DEFAULT, "CHECKOUT"))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [

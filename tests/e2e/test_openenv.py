@@ -22,18 +22,12 @@ PORT = "8000"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # Jobs see what the values of these variables name: the framework and the environment of this test.
-    environment = {
-        "RUNSTEAD_EXECUTOR_PASS_ENVIRONMENT": "TEST_FRAMEWORK,TEST_ENVIRONMENT",
-        "TEST_FRAMEWORK": str(ROOT / ".venvs/openenv"),
-        "TEST_ENVIRONMENT": str(ECHO),
-    }
     config = tmp_path_factory.mktemp("config") / "config.toml"
     config.write_text(
         '[flavors.cpu-basic]\ncpu = 1\nmemory = "1GB"\n[flavors.tiny]\ncpu = 0.05\nmemory = "96MB"\n', encoding="utf-8"
     )
     arguments = ("--config", str(config), "--stop-jobs-at-exit")
-    started = Server(tmp_path_factory.mktemp("openenv") / "data", arguments, environment).start()
+    started = Server(tmp_path_factory.mktemp("openenv") / "data", arguments).start()
     yield started
     started.stop()
 
