@@ -181,7 +181,8 @@ def test_a_local_script_runs_each_time(version: str, server: Server, tmp_path: P
     assert volume["mountPath"] == "/data"
     for _ in range(2):
         job = api.call("POST", path(server, schedule_id, "/run")).json
-        assert eventually(lambda job_id=job["id"]: ended(api, job_id), 60)
+        over = eventually(lambda job_id=job["id"]: ended(api, job_id), 60)
+        assert over, (api.job(job["id"]), api.lines(job["id"]))
         assert "report for today" in client.hf("jobs", "logs", job["id"]).stdout
 
 
