@@ -104,8 +104,9 @@ class Executor(ABC):
     async def snapshot(self, handle: Handle, name: str) -> None:
         """Keep what a running attempt wrote until now, for others of its namespace: `Launch.snapshots`.
 
-        What it began with itself is not part of it. What programs write meanwhile may be in it or not, and files by halves. The name is letters, digits, dots
-        and dashes. Raises NotRunning, Conflict for a name that is taken, Unsupported.
+        What it began with itself is not part of it. What programs write meanwhile may be in it or not, and files by
+        halves. The name is letters, digits, dots and dashes. Raises NotRunning, Conflict for a name that is taken,
+        Unsupported.
         """
         raise Unsupported(f"the files of a job cannot be kept for others here: {handle.data.get('job_id')} as {name}")
 
