@@ -153,10 +153,15 @@ WRONG_VALUES: list[tuple[dict[str, Any], str, int]] = [
     ({"volumes": [{"type": "bucket", "source": "a/b", "mountPath": "/mnt"}]}, "volumes[0].source", 404),
     ({"volumes": [{"type": "bucket", "source": "a", "mountPath": "/mnt"}]}, "volumes[0].source", 400),
     ({"volumes": [{"type": "bucket", "source": "a/b", "mountPath": "/etc/x"}]}, "volumes[0].mountPath", 400),
-    ({"expose": {"ports": [8000], "portsPublic": []}}, "expose", 501),
-    ({"expose": {"ports": [8000]}}, "expose", 501),
+    ({"expose": {"ports": [0], "portsPublic": []}}, "expose.ports", 400),
+    ({"expose": {"ports": [], "portsPublic": [65536]}}, "expose.ports", 400),
+    ({"expose": {"ports": list(range(1, 22))}}, "expose.ports", 413),
     ({"ssh": {"enabled": True}}, "ssh", 501),
-    ({"network": {"group": "g"}}, "network", 501),
+    ({"network": {"group": ""}}, "network.group", 400),
+    ({"network": {"group": "a b"}}, "network.group", 400),
+    ({"network": {"group": "a\n"}}, "network.group", 400),
+    ({"network": {"aliases": ["a"]}}, "network.group", 400),
+    ({"network": {"group": "a", "aliases": ["-"]}}, "network.aliases", 400),
 ]
 
 

@@ -160,7 +160,7 @@ def test_retries_are_counted_and_each_attempt_has_its_part_of_the_log(newest: Cl
         (["--flavor", "no-such-flavor", "ubuntu", "true"], "this server has no flavor 'no-such-flavor'"),
         (["NOT AN IMAGE", "true"], "not an image reference"),
         (["--label", "a b=c", "ubuntu", "true"], "labels"),
-        (["--expose", "8000", "ubuntu", "true"], "exposed ports"),
+        (["--expose", "70000", "ubuntu", "true"], "expose.ports"),
         (["-v", "hf://buckets/root/b:/mnt", "ubuntu", "true"], "volumes"),
     ],
 )
