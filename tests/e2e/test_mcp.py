@@ -371,6 +371,8 @@ async def test_a_run_that_is_not_over_keeps_a_second_one_away(agent_at: Connect)
         ("logs", {"job_id": "0" * 24}, "there is no job", '"all": true'),
         ("cancel", {"job_id": "../../etc"}, "", ""),
         ("labels", {"job_id": "0" * 24, "labels": {"a b": "c"}}, "there is no job", "ps"),
+        ("inspect", {"job_id": "x", "namespace": "a/../b"}, "match pattern", "help"),
+        ("logs", {"job_id": "root/.."}, "that is no id", "ps"),
         ("lgos", {}, "there is no operation 'lgos'", "Did you mean 'logs'?"),
     ],
 )
@@ -450,6 +452,7 @@ def test_without_a_valid_token_the_door_says_where_to_knock(server: Server) -> N
         ("null", 403),
         ("https://evil.example:8080", 403),
         ("http://localhost.evil.example", 403),
+        ("http://[", 403),
         ("http://localhost:6274", 200),
         ("http://127.0.0.1:1", 200),
     ],

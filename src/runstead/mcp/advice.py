@@ -8,6 +8,7 @@ from runstead.mcp.outcome import JobOutput
 
 _MODULE = re.compile(r"(?:ModuleNotFoundError|ImportError): No module named '([\w.]+)'")
 _COMMAND = re.compile(r"(?:^|: )([\w./-]+): (?:command )?not found\b|No such file or directory: '([^']+)'")
+_NO_SCRIPT = re.compile(r"Failed to spawn: `([^`]+)`")
 _DENIED = re.compile(
     r"\b(?:401|403)\b.{0,80}(?:Unauthorized|Forbidden|Client Error)|GatedRepoError|RepositoryNotFoundError"
 )
@@ -93,6 +94,10 @@ def _after_failure(job: JobOutput, lines: Sequence[str]) -> list[str]:
         steps.append("The disk was full: write results to a mounted bucket, or take a larger flavor.")
     if _DENIED.search(log):
         steps.append('If it needs the Hub, pass secrets: {"HF_TOKEN": "$HF_TOKEN"}; else ask the user for access.')
+    if found := _NO_SCRIPT.search(log):
+        steps.append(
+            f"{found[1]!r} is not there: a job sees no files of yours. Send the code itself as `script`, or its URL."
+        )
     if not steps and (found := _COMMAND.search(log)):
         steps.append(f"{found[1] or found[2]!r} is not there: take an image that has it, or mount what you need.")
     if not steps and reason.startswith(("infra", "image", "volume")):

@@ -105,7 +105,9 @@ class Namespaced(_Arguments):
     """What every operation takes."""
 
     namespace: str | None = Field(
-        default=None, description="Whose jobs: a user or an organization. Without it, those of your token's user."
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Whose jobs: a user or an organization. Without it, those of your token's user.",
     )
 
 
@@ -174,7 +176,9 @@ class _Image(Machine):
     )
 
 
-class _Script(Machine):
+class WithScript(Machine):
+    """A script, and what it runs with."""
+
     script: str = Field(
         description="Python code, a URL, or a path: of a file beside this tool, else of one inside the job."
     )
@@ -201,7 +205,7 @@ class Run(_Image, Attached, Keyed):
     """run."""
 
 
-class Uv(_Script, Attached, Keyed):
+class Uv(WithScript, Attached, Keyed):
     """uv."""
 
 
@@ -209,7 +213,7 @@ class ScheduledRun(_Image, _Scheduled):
     """scheduled run."""
 
 
-class ScheduledUv(_Script, _Scheduled):
+class ScheduledUv(WithScript, _Scheduled):
     """scheduled uv."""
 
 

@@ -1,5 +1,6 @@
 """An operation, one call of it, and what that gives back before it is put into words for the wire."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from runstead.mcp.following import Report
-from runstead.mcp.hub import Hub
+from runstead.mcp.hub import Hub, HubError
 from runstead.mcp.outcome import Link
+
+_ID = re.compile(r"[A-Za-z0-9_-]+")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,10 @@ class Call:
     async def place(self, thing_id: str, namespace: str | None) -> tuple[str, str]:
         """Return namespace and id of a job or schedule, named by its id, as OWNER/ID, or by its URL."""
         owner, _, own_id = thing_id.strip().rstrip("/").rpartition("/")
-        return await self.namespace(owner.rpartition("/")[2] or namespace), own_id
+        owner = owner.rpartition("/")[2]
+        if not _ID.fullmatch(own_id) or (owner and not _NAME.fullmatch(owner)):
+            raise HubError(404, f"that is no id: {thing_id[:100]!r}")
+        return await self.namespace(owner or namespace), own_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ PATH = "/mcp"
 _METADATA = "/.well-known/oauth-protected-resource"
 _HUB = "runstead.hub"  # in the scope of a request
 _LAST_ANSWERS_SECONDS = 3.0
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +139,11 @@ class McpFace:
         origin = request.headers.get("origin")
         if origin is None:
             return None
-        host = (urlsplit(origin).hostname or "").rpartition("%")[2]
         own = self._context.public_url
         if own is not None and origin == _origin(own):
             return None
-        if f"[{host}]" in _LOOPBACK or host in _LOOPBACK or (origin == _origin(base) and _is_address(host)):
+        host = _host(origin)
+        if host in _LOOPBACK or (origin == _origin(base) and _is_address(host)):
             return None
         return _refusal(403, f"pages of {origin[:200]} may not use this server")
 
@@ -191,6 +191,13 @@ def _refusal(status: int, message: str, headers: dict[str, str] | None = None) -
 def _origin(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _host(origin: str) -> str:
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_address(host: str) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from runstead.mcp import advice, rendering, wire
@@ -21,6 +21,7 @@ from runstead.mcp.arguments import (
     Uv,
     VolumeMount,
     WaitFor,
+    WithScript,
 )
 from runstead.mcp.call import Call, Done
 from runstead.mcp.following import Followed, Tail, follow, inspect, read_tail
@@ -31,7 +32,6 @@ from runstead.mcp.outcome import (
     Inspection,
     InspectionsOutcome,
     JobOutcome,
-    JobOutput,
     JobsOutcome,
     LogsOutcome,
     ScriptOutput,
@@ -70,7 +70,7 @@ def shell_words(command: list[str] | str) -> list[str]:
     return ["sh", "-c", command] if isinstance(command, str) else command
 
 
-def script_body(call: Call, args: Any, script: Script) -> dict[str, Any]:
+def script_body(call: Call, args: WithScript, script: Script) -> dict[str, Any]:
     """Return the body that creates a job with a script."""
     words = uv_command(script, args.dependencies, args.python, args.script_args)
     return wire.job_spec(
@@ -78,16 +78,24 @@ def script_body(call: Call, args: Any, script: Script) -> dict[str, Any]:
     )
 
 
-async def with_script(call: Call, namespace: str, code: str, volumes: list[VolumeMount], submit: Any) -> Done:
+async def with_script(
+    call: Call, namespace: str, code: str, volumes: list[VolumeMount], submit: Callable[[Script], Awaitable[Done]]
+) -> Done:
     """Bring a script to its job; where the job cannot have the bucket, as a variable after all. Raises HubError."""
     script = await bring(call.hub, namespace, code, volumes)
     try:
         return await submit(script)
     except HubError as error:
-        about_ours = f"volumes[{len(volumes)}]" in error.message or (error.status == 501 and not volumes)
-        if script.output.transport != "bucket" or "volume" not in error.message or not about_ours:
+        if script.output.transport != "bucket" or not _is_about_the_bucket(error, len(volumes)):
             raise
         return await submit(await bring(call.hub, namespace, code, volumes, refused=error.message))
+
+
+def _is_about_the_bucket(error: HubError, others: int) -> bool:
+    """Say whether a job was refused for the volume that we added, behind those that were asked for."""
+    if error.status == 501:
+        return not others and "volumes" in error.message
+    return f"volumes[{others}]" in error.message
 
 
 async def ps(call: Call, args: Ps) -> Done:
@@ -314,8 +322,3 @@ def _script_text(script: ScriptOutput) -> str:
             return "uv fetches the script itself."
         case "path":
             return "The script is a path inside the job, or a program that uv finds."
-
-
-def failed(job: JobOutput) -> bool:
-    """Say whether a job ended badly."""
-    return job.status.stage in ("ERROR", "DELETED")

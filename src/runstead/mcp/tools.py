@@ -23,7 +23,8 @@ JOBS_INPUT: dict[str, Any] = {
     "properties": {
         "operation": {
             "type": "string",
-            "description": "What to do: " + ", ".join(OPERATIONS) + ". Without it: usage.",
+            "enum": list(OPERATIONS),
+            "description": "What to do. Without it: usage.",
         },
         "args": {
             "type": "object",
