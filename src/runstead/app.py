@@ -286,7 +286,8 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
     if no_containers(settings) is not None:
         return ProcessExecutor(data_dir, native, wake)
     images = ImageLibrary(data_dir / "images", settings.images)
-    return OciExecutor(data_dir, OciSettings(native, shared_memory_bytes=chosen.shared_memory), images, wake)
+    containers = OciSettings(native, shared_memory_bytes=chosen.shared_memory, runtime=chosen.runtime)
+    return OciExecutor(data_dir, containers, images, wake)
 
 
 def no_containers(settings: Settings) -> str | None:

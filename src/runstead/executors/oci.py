@@ -7,27 +7,29 @@ an overlay of the image's unpacked layers, which all jobs share, and a disk of t
 import asyncio
 import os
 import platform
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from runstead.executors.cdi import FOLDERS, NVIDIA, Devices, Edits
+from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities
 from runstead.executors.machine import gpu_devices, shared_gpu_devices
 from runstead.executors.native import NativeExecutor, NativeSettings, Root
 from runstead.executors.resolving import network_files
 from runstead.executors.snapshots import Snapshots
 from runstead.images.image import Image
-from runstead.model.errors import NotRunning, Unavailable
+from runstead.model.errors import NotRunning, Unavailable, Unsupported
 from runstead.model.launches import Handle, Launch
 from runstead.node import disks, seccomp, syscalls
 from runstead.node.request import Container
 
 _OLDEST_KERNEL = (5, 12)  # mount_setattr
-_PROBE_COMMAND = "/runstead-probe"
 _NOT_FOUND = 127
+_NO_WAY_IN = "ports of jobs cannot be reached in containers that a runtime makes (executor.runtime)"
 _SECCOMP = Path("/proc/sys/kernel/seccomp")
 _NO_FILTER = "no filter of system calls: this kernel has none, or we have none for its processors"
 _PROBE_DISK_BYTES = 16 << 20
@@ -68,6 +70,8 @@ class OciSettings:
     native: NativeSettings = field(default_factory=NativeSettings)
     # Of /dev/shm in each job; what users of Docker are used to.
     shared_memory_bytes: int = 64 << 20
+    # What makes the containers: "native" is ourselves, others are OCI runtimes found in PATH.
+    runtime: Literal["native", "crun", "runc", "runsc"] = "native"
     # Where vendors describe their devices.
     described: tuple[Path, ...] = FOLDERS
 
@@ -82,6 +86,8 @@ class OciExecutor(NativeExecutor):
         super().__init__(data_dir, settings.native, wake)
         self._shared_memory_bytes = settings.shared_memory_bytes
         self._described = settings.described
+        self._runtime_name = settings.runtime
+        self._runtime = ""
         self._images = images
         self._snapshots = Snapshots(self._node, self._attempts)
         self._private_ids = True
@@ -94,6 +100,10 @@ class OciExecutor(NativeExecutor):
         lacking = await asyncio.to_thread(problem)
         if lacking is not None:
             raise Unavailable(f"containers are not possible here: {lacking}; `--executor process` needs less")
+        if self._runtime_name != "native":
+            self._runtime = shutil.which(self._runtime_name) or ""
+            if not self._runtime:
+                raise Unavailable(f"{self._runtime_name} is not installed: executor.runtime = {self._runtime_name}")
         await self._images.open()
         return await super().open()
 
@@ -170,20 +180,29 @@ class OciExecutor(NativeExecutor):
             disk=disk,
             private_ids=private_ids,
             filtered=self._filtered,
+            runtime=self._runtime,
         )
 
     def _describe(self, found: Capabilities) -> Capabilities:
         missing = [] if self._filtered else [_NO_FILTER]
         if self._machine is not None and self._machine.gpus:
             missing += self._lacking_devices([gpu.id for gpu in self._machine.gpus])
+        if self._runtime:
+            found = replace(found, inside=False, compartments=False, ports=False, without_ports=_NO_WAY_IN)
         return replace(
             found,
             images=True,
-            snapshots=True,
+            snapshots=not self._runtime,
             private_ids=self._private_ids,
             disk_limits=self._disks,
             missing=(*found.missing, *missing),
         )
+
+    async def inside(self, handle: Handle) -> Inside:
+        """See Executor."""
+        if self._runtime:
+            raise Unsupported(f"there is no way into containers that {self._runtime_name} makes (executor.runtime)")
+        return await super().inside(handle)
 
     def _lacking_devices(self, gpu_ids: list[str]) -> list[str]:
         devices = Devices(self._described)
@@ -210,14 +229,17 @@ class OciExecutor(NativeExecutor):
 
     async def _try(self, private_ids: bool, with_disks: bool) -> str | None:
         """Have an empty container made; return why that failed."""
-        empty = self._node / "empty"
         try:
             disk = await self._disk(_PROBE_DISK_BYTES) if with_disks else None
         except OSError as error:
             return f"{error.strerror}: {error.filename}"
-        root = Root(container=self._container([str(empty)], None, disk, private_ids, Edits()))
-        ended, words = await self._probe(root, _PROBE_COMMAND)
-        if ended is not None and ended.exit_code == _NOT_FOUND:  # all is there but the command
+        # We need nothing to run: that all is there but the command is enough. A runtime gets this machine's own.
+        layer, argv, expected = str(self._node / "empty"), "/runstead-probe", _NOT_FOUND
+        if self._runtime:
+            layer, argv, expected = "/", "true", 0
+        root = Root(container=self._container([layer], None, disk, private_ids, Edits()))
+        ended, words = await self._probe(root, argv)
+        if ended is not None and ended.exit_code == expected:
             return None
         return words if ended is None else ended.message or words
 

@@ -270,6 +270,12 @@ class ExecutorSettings(Section):
         description='IPv4 network that private job networks are cut from, such as "10.213.0.0/16". Unset: one that '
         "this machine has no route to.",
     )
+    runtime: Literal["native", "crun", "runc", "runsc"] = Field(
+        default="native",
+        description="What makes containers. `native` is the server itself, the fastest. The others are OCI runtimes, "
+        "which have to be installed; `runsc` (gVisor) gives jobs a kernel of their own, for code that is not trusted. "
+        "With a runtime there is no way into running jobs: no sandboxes, no exposed ports.",
+    )
     shared_memory: Size = Field(
         default=67_108_864,
         description="Size of /dev/shm in containers. The default is Docker's; what passes large arrays between "

@@ -234,6 +234,16 @@ class Group:
                 return _value(f"{path}/memory.oom_control", "oom_kill")
         return 0
 
+    def was_full(self) -> bool:
+        """Say whether the memory limit was ever reached, also by a group below, whose deaths are not counted here."""
+        for kind, path in self._paths:
+            if kind == "v2":
+                return _value(f"{path}/memory.events", "max") > 0
+            if kind == "memory":
+                most, limit = (_read(f"{path}/memory.{name}_in_bytes") for name in ("max_usage", "limit"))
+                return int(most or 0) >= int(limit or 1)
+        return False
+
     def cpu_seconds(self) -> float | None:
         """Return the processor time used; None where nobody counts it."""
         for kind, path in self._paths:

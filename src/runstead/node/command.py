@@ -132,6 +132,22 @@ def explain(argv: list[str], environment: dict[str, str], folder: str, error: Ba
     return {"message": f"the command could not be executed: {error.strerror}: {name}", "code": EXIT_NOT_EXECUTABLE}
 
 
+def find(argv: list[str], environment: dict[str, str]) -> str:
+    """Return the path of the program that would be executed. Raises OSError when there is none."""
+    found: list[str] = []
+
+    def look(path: str) -> int:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if not os.access(path, os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        found.append(path)
+        return 0
+
+    _search(argv, environment, look)
+    return found[0]
+
+
 def _search(argv: list[str], environment: dict[str, str], start: "Callable[[str], int]") -> int:
     """Call `start` with the path of the program that the environment's PATH leads to."""
     if not argv or not argv[0]:

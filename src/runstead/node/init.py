@@ -15,11 +15,11 @@ import select
 import signal
 import socket
 
-from runstead.node import command, framing, namespaces, places, processes, seccomp, syscalls, users, venv
+from runstead.node import bundle, command, framing, namespaces, places, processes, seccomp, syscalls, users, venv
 from runstead.node.inside import imports
 from runstead.node.inside.agent import Agent
 from runstead.node.inside.ground import Ground
-from runstead.node.request import NO_NETWORK, Request
+from runstead.node.request import NO_NETWORK, Container, Request
 from runstead.node.roots import image, machine
 
 TYPE_CHECKING = False
@@ -74,6 +74,10 @@ def run(control: socket.socket, orders: socket.socket) -> None:
         os.set_inheritable(output, False)
         listener = socket.socket(fileno=handed.pop("inside"))
         os.set_inheritable(listener.fileno(), False)
+        if order.request.container is not None and order.request.container.runtime:
+            listener.close()  # nothing is done inside by us
+            _have_run(order, order.request.container, handed, output, control)
+            os._exit(0)
         imports.stop()
         _enter(order, handed, control)
         user = _prepare(order, output)
@@ -101,6 +105,24 @@ def run(control: socket.socket, orders: socket.socket) -> None:
     os._exit(0)
 
 
+def _have_run(order: Order, container: Container, handed: dict[str, int], output: int, control: socket.socket) -> None:
+    """Have the command run by an OCI runtime, from beginning to end."""
+    network = handed.pop("network", None) if bundle.makes_networks(container.runtime) else None
+    _enter_network(order.request, handed)
+    base = _foundation(order, handed)
+    command.forget_score()
+    try:
+        child = bundle.start(order.request, container, base, order.environment, output, network)
+    except bundle.NotExecuted as error:
+        control.send(b"F" + json.dumps(error.report).encode())
+        return
+    os.close(output)
+    control.send(b"R")
+    status = bundle.attend(child, control, order.request, container.runtime)
+    if status is not None:
+        control.send(b"X%d" % status)
+
+
 class _SupervisorGone(Exception):
     """Nobody is there to report to."""
 
@@ -108,18 +130,10 @@ class _SupervisorGone(Exception):
 def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None:
     """Enter what is the job's own and leave everything that the command must not have."""
     request, owner = order.request, order.owner
-    syscalls.unshare(syscalls.CLONE_NEWNS)  # not before: what is mounted meanwhile may be for this job
-    if "network" in handed:
-        syscalls.enter(handed["network"], syscalls.CLONE_NEWNET)
-        os.close(handed["network"])
-    if request.network == NO_NETWORK:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
-        namespaces.raise_loopback()
+    _enter_network(request, handed)
     if request.container is not None:
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-        mapping, disk = handed.get("users"), handed.get("disk")
-        base = image.Foundation(order.folder, order.mount_point, order.shared, order.groups, owner, mapping, disk)
-        image.build(request, request.container, base)
+        image.build(request, request.container, _foundation(order, handed))
     elif request.view is not None:
         machine.build(request, request.view, order.folder, order.mount_point, order.shared, order.empty, owner)
     namespaces.name_host(request.job_id)
@@ -139,6 +153,22 @@ def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     namespaces.drop_capabilities(here=owner is None)
+
+
+def _enter_network(request: Request, handed: dict[str, int]) -> None:
+    """Enter a new mount namespace and the job's network."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)  # not before: what is mounted meanwhile may be for this job
+    if "network" in handed:
+        syscalls.enter(handed["network"], syscalls.CLONE_NEWNET)
+        os.close(handed["network"])
+    if request.network == NO_NETWORK:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        namespaces.raise_loopback()
+
+
+def _foundation(order: Order, handed: dict[str, int]) -> image.Foundation:
+    mapping, disk = handed.get("users"), handed.get("disk")
+    return image.Foundation(order.folder, order.mount_point, order.shared, order.groups, order.owner, mapping, disk)
 
 
 def _prepare(order: Order, output: int) -> users.User | None:

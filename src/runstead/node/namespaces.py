@@ -13,7 +13,7 @@ import sys
 from runstead.node import syscalls
 
 # What container engines leave to a job, by number.
-_KEPT = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31})
+KEPT = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31})
 _LAST_CAPABILITY = 40
 
 
@@ -86,10 +86,10 @@ def drop_all_capabilities() -> None:
 def drop_capabilities(*, here: bool) -> None:
     """Give up, for all that is executed from here on, the capabilities that a job has no use for; also `here`."""
     for number in range(_LAST_CAPABILITY + 1):
-        if number not in _KEPT:
+        if number not in KEPT:
             try:
                 syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
             except OSError:  # unknown to this kernel
                 continue
     if here:
-        syscalls.keep_capabilities(_KEPT)
+        syscalls.keep_capabilities(KEPT)

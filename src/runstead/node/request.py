@@ -71,6 +71,7 @@ class Container:
         "links",
         "passed",
         "private_ids",
+        "runtime",
         "shared_memory_bytes",
         "snapshots",
         "user",
@@ -95,6 +96,7 @@ class Container:
         snapshots: list[str] | None = None,
         private_ids: bool,
         filtered: bool,
+        runtime: str,
     ) -> None:
         self.layers = layers  # unpacked, lowest first
         self.environment = environment  # the image's; weaker than what the launch says
@@ -111,6 +113,7 @@ class Container:
         self.snapshots = snapshots or []  # files over the layers, lowest first, already with the machine's ids
         self.private_ids = private_ids  # whether ids are shifted into the range of the namespace
         self.filtered = filtered  # whether system calls are
+        self.runtime = runtime  # path of the OCI runtime that makes the container; empty: we do
 
 
 class Request:

@@ -386,12 +386,17 @@ class Supervisor:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = 128 + number if number is not None else os.WEXITSTATUS(status)
         reason, message = self._reason or "exited", None
-        if reason == "exited" and code != 0 and self._group.memory_kills():
+        if reason == "exited" and code != 0 and (self._group.memory_kills() or self._was_killed_below(number)):
             reason = "oom"
             message = f"the job used more than its {_size(self._request.memory_bytes)} of memory and was killed"
         elif reason == "exited" and self._cut_off:
             message = "the job was killed from outside, by this machine's administrator or for lack of memory"
         self._record(reason, code, number, message)
+
+    def _was_killed_below(self, number: int | None) -> bool:
+        """Say whether memory is why the command was killed, where a runtime put it into a control group of its own."""
+        container = self._request.container
+        return bool(container and container.runtime and number == signal.SIGKILL and self._group.was_full())
 
     def _finish_unstarted(self, message: str, code: int | None) -> None:
         if self._child:

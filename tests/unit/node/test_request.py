@@ -40,6 +40,7 @@ def _container() -> Container:
         disk=None,
         private_ids=True,
         filtered=True,
+        runtime="",
     )
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 _LINKER_SECONDS = 20.0
 _NOTHING_SPECIAL = MS_NOSUID | MS_NODEV | MS_NOEXEC
+SHARED = places.SHARED
 _GROUPS = "/sys/fs/cgroup"
-_HIDDEN = ("/sys/firmware", "/sys/devices/virtual/powercap")
+HIDDEN = ("/sys/firmware", "/sys/devices/virtual/powercap")
 
 
 class Tree:
@@ -63,9 +64,7 @@ class Foundation:
 def build(request: "Request", container: "Container", base: Foundation) -> None:
     """Give this process, whose mount namespace is new, the root directory of its job."""
     stage, owner = base.stage, base.owner
-    syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
-    syscalls.mount("tmpfs", stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
-    _overlay(container, base)
+    lay(container, base)
     parts.devices(stage, [], owner, container.shared_memory_bytes)
     trees = [
         Tree(f"{stage}/dev", "/dev", 0),
@@ -77,25 +76,29 @@ def build(request: "Request", container: "Container", base: Foundation) -> None:
             for source, target, access in request.mounts
         ),
     ]
-    groups = [Tree(path, _group_place(kind), _NOTHING_SPECIAL | MS_RDONLY) for kind, path in base.groups]
+    groups = open_groups(base.groups)
     os.chdir(f"{stage}/root")
     syscalls.pivot_root_here()
     for tree in trees:
         _attach(tree, owner)
-    for target, text in container.files:
-        _write(target, request.fill(text), owner)
+    write_files(request, container, owner)
     parts.processes("/proc")
     _system(groups)
 
 
-def equip(container: "Container") -> None:
-    """Do what devices ask for beside their files; with the job's own rights, behind all that holds it."""
+def link(container: "Container", owner: int | None) -> None:
+    """Make the links that devices ask for, where the image has nothing."""
     for path, target in container.links:
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _make_folder(os.path.dirname(path), owner, owner)
             os.symlink(target, path)
-        except OSError:  # the image has something there
+        except OSError:
             continue
+
+
+def equip(container: "Container") -> None:
+    """Do what devices ask for beside their files; with the job's own rights, behind all that holds it."""
+    link(container, None)
     if container.libraries:
         os.makedirs("/etc/ld.so.conf.d", exist_ok=True)
         with open("/etc/ld.so.conf.d/00-devices.conf", "w") as file:
@@ -128,8 +131,16 @@ def enter_folder(path: str, user: "User") -> None:
     os.chdir(path)
 
 
-def _overlay(container: "Container", base: Foundation) -> None:
-    """Mount the layers and a directory for what the job writes at `root` on the stage."""
+def write_files(request: "Request", container: "Container", owner: int | None) -> None:
+    """Write the small files of our own, in the places of whatever the image has there."""
+    for target, text in container.files:
+        _write(target, request.fill(text), owner)
+
+
+def lay(container: "Container", base: Foundation) -> None:
+    """Mount the layers, and a directory for what the job writes, at `root` on the stage."""
+    syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
+    syscalls.mount("tmpfs", base.stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=16m")
     folder, stage, owner = base.folder, base.stage, base.owner
     users = None if owner is None else base.users
     top = folder
@@ -210,13 +221,23 @@ def _system(groups: list[Tree]) -> None:
     """Mount a /sys that shows this network namespace and these control groups, without what would tell too much."""
     parts.folder("/sys")
     syscalls.mount("sysfs", "/sys", "sysfs", MS_RDONLY | _NOTHING_SPECIAL)
-    for path in _HIDDEN:
+    for path in HIDDEN:
         if os.path.isdir(path):
             parts.hide(path)
+    show_groups("", groups)
+
+
+def open_groups(groups: list[list[str]]) -> list[Tree]:
+    """Open the job's control groups, to be shown read-only."""
+    return [Tree(path, _group_place(kind), _NOTHING_SPECIAL | MS_RDONLY) for kind, path in groups]
+
+
+def show_groups(root: str, groups: list[Tree]) -> None:
+    """Show control groups where a /sys is mounted below `root`."""
     if any(tree.target != _GROUPS for tree in groups):  # version 1: a directory for each kind
-        syscalls.mount("tmpfs", _GROUPS, "tmpfs", _NOTHING_SPECIAL, "mode=755,size=64k")
+        syscalls.mount("tmpfs", root + _GROUPS, "tmpfs", _NOTHING_SPECIAL, "mode=755,size=64k")
         for tree in groups:
-            os.mkdir(tree.target)
+            os.mkdir(root + tree.target)
     for tree in groups:
-        syscalls.attach(tree.fd, tree.target)
+        syscalls.attach(tree.fd, root + tree.target)
         os.close(tree.fd)
