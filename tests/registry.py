@@ -184,7 +184,11 @@ def python_archive(folder: Path) -> bytes:
     uv = Path(sys.executable).parent / "uv"
     if uv.exists():
         shutil.copy2(uv, usual / "bin" / "uv")
-    needing = [usual / "bin" / version, *([uv] if uv.exists() else []), *(usual / "lib" / version / "lib-dynload").glob("*.so")]
+    needing = [
+        usual / "bin" / version,
+        *([uv] if uv.exists() else []),
+        *(usual / "lib" / version / "lib-dynload").glob("*.so"),
+    ]
     for path in {one for program in needing for one in _libraries(program)}:
         target = root / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -431,6 +435,7 @@ class FaultyProxy:
 
     def __init__(self, behind: RegistryServer, fault: Callable[[str, Mapping[str, str], int], Fault | None]) -> None:
         self.requests: list[tuple[str, str | None]] = []  # path and range
+        self.authorizations: list[str | None] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -440,6 +445,7 @@ class FaultyProxy:
                 asked = self.headers.get("Range")
                 happens = fault(self.path, dict(self.headers), len(outer.requests)) or Fault()
                 outer.requests.append((self.path, asked))
+                outer.authorizations.append(self.headers.get("Authorization"))
                 if happens.status is not None:
                     self._answer(happens.status, happens.headers, happens.body)
                     return

@@ -709,6 +709,22 @@ class TestApply:
         assert done.stage is Stage.CANCELED
         assert await store.queue() == []
 
+    async def test_progress_is_noted_without_history(self, store: SqlJobStore) -> None:
+        job = await admitted(store)
+        assert await store.note(job.id, 1, "pulling python:3.12 63 %", ME)
+        assert await store.note(job.id, 1, "pulling python:3.12 99 %", ME)
+        noted = await store.get(job.id)
+        assert noted is not None
+        assert noted.message == "pulling python:3.12 99 %"
+        assert [entry.phase for entry in await store.history(job.id)] == [Phase.WAITING, Phase.STARTING]
+        assert not await store.note(job.id, 2, "of another attempt", ME)
+        assert not await store.note(job.id, 1, "of another server", YOU)
+        await applied(store, job, Phase.RUNNING, Stage.RUNNING, message="runs")
+        assert not await store.note(job.id, 1, "too late", ME)
+        noted = await store.get(job.id)
+        assert noted is not None
+        assert noted.message == "runs"
+
     async def test_the_history_is_in_order(self, store: SqlJobStore) -> None:
         job = await finished(store)
         phases = [entry.phase for entry in await store.history(job.id)]

@@ -376,6 +376,31 @@ async def test_a_private_registry(locked: RegistryServer, library: Opener, tmp_p
     assert (await (await library("other", auth_file=tmp_path / "own.json")).get(image, print)).layers
 
 
+async def test_credentials_stay_with_their_registry(
+    locked: RegistryServer, server: RegistryServer, library: Opener, tmp_path: Path
+) -> None:
+    """Registries send who asks for a layer to a store elsewhere; that is to see nothing of a login."""
+    image = build([Archive().add("f", BIG).bytes()])
+    locked.push("moved", image, "1")
+    server.push("moved", image, "1")
+    store = FaultyProxy(server, lambda path, headers, n: None)
+
+    def fault(path: str, headers: Mapping[str, str], number: int) -> Fault | None:
+        if "/blobs/" not in path:
+            return None
+        return Fault(status=307, headers={"Location": f"http://{store.host}{path}?signed=1"})
+
+    front = FaultyProxy(locked, fault)
+    login(tmp_path / "home", front.host, "bob", "secret")
+    found = await (await library()).get(f"{front.host}/moved:1", print)
+    assert content(found, "f") == BIG
+    assert any(shown is not None for shown in front.authorizations)
+    assert len(store.requests) == 2
+    assert store.authorizations == [None, None]
+    front.close()
+    store.close()
+
+
 @pytest.mark.parametrize("known", [("bob", "secret"), None])
 async def test_tokens_as_the_hub_of_docker_gives_them(
     library: Opener, tmp_path: Path, known: tuple[str, str] | None
