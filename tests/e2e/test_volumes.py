@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -402,6 +403,65 @@ def test_a_supervisor_that_dies_loses_no_file(fallible: tuple[Api, str]) -> None
     status = api.ended(job["id"], 40)["status"]
     assert (status["stage"], status["failureClass"]) == ("ERROR", "infra")
     assert files(api, bucket)["kept"] == "kept\n"
+
+
+@pytest.fixture
+def mounting(tmp_path: Path) -> Iterator[tuple[Api, str]]:
+    """A server of one test that mounts volumes, and a bucket."""
+    server = volumes_server("mount", tmp_path / "data", "--stop-jobs-at-exit").start()
+    yield Api(server), make_bucket(make_client("2.4.0", server, tmp_path))
+    server.stop()
+    assert mounts_of(server) == []
+
+
+def mounts_of(server: Server) -> list[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8") as lines:
+        return [line.split()[4] for line in lines if " - fuse." in line and str(server.data_dir) in line]
+
+
+def programs_of(server: Server) -> list[int]:
+    """Return the programs that serve the mounts of a server."""
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"runstead.node.fuse.keeper" in b"".join(words) and str(server.data_dir).encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_another_job_sees_a_closed_file_within_two_seconds(mounting: tuple[Api, str]) -> None:
+    api, bucket = mounting
+    script = "ls /data/in; echo waits; until [ -e /data/in/new ]; do sleep 0.05; done; cat /data/in/new; date +%s.%N"
+    reader = api.shell(script, volumes=[volume(bucket, readOnly=True)])
+    assert eventually(lambda: said(api.server, b"waits"), 30)
+    writer = api.shell("echo seen > /data/in/new; date +%s.%N; sleep 5", volumes=[volume(bucket)])
+    assert api.ended(reader["id"], 40)["status"]["stage"] == "COMPLETED"
+    assert "seen" in api.lines(reader["id"])
+    api.ended(writer["id"], 40)
+    stamps = [re.findall(r"^\d+\.\d{9}$", "\n".join(api.lines(i["id"])), re.MULTILINE) for i in (writer, reader)]
+    closed, shown = (float(found[0]) for found in stamps)
+    assert shown - closed < 2
+
+
+def test_when_all_programs_of_a_mount_die_what_was_closed_is_saved(mounting: tuple[Api, str]) -> None:
+    api, bucket = mounting
+    script = "echo closed > /data/closed; echo is ready; until [ -e /tmp/go ] || ! ls /data; do sleep 0.1; done; exit 7"
+    job = api.shell(script, volumes=[volume(bucket)])
+    assert eventually(lambda: said(api.server, b"is ready"), 30)
+    killed = programs_of(api.server)
+    assert len(killed) == 2
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    status = api.ended(job["id"], 60)["status"]
+    assert status["stage"] == "ERROR"
+    assert status["message"].startswith("user: the command exited with code 7")
+    assert files(api, bucket)["closed"] == "closed\n"
+    assert eventually(lambda: mounts_of(api.server) == [], 5)
+    again = api.shell("cat /data/closed", volumes=[volume(bucket)])
+    assert api.ended(again["id"], 40)["status"]["stage"] == "COMPLETED"
 
 
 def test_what_cannot_be_saved_is_kept_and_recovered(fallible: tuple[Api, str]) -> None:

@@ -224,20 +224,27 @@ def test_times_are_kept(node: Node, bucket: Bucket, tmp_path: Path) -> None:
 
 
 def test_a_large_file_takes_little_memory(node: Node, bucket: Bucket) -> None:
+    """`RUNSTEAD_FUSE_LARGE_MB` makes it larger, and all of it then has to be sent and fetched."""
     root = node.mount(bucket, "large")
-    block = _bytes(4 * MB)
-    with (root / "large").open("wb") as file:
-        for number in range(100):
-            file.write(number.to_bytes(8, "big") + block)
-    node.flush(root, 60)
-    assert bucket.names()["large"]["size"] == 100 * (4 * MB + 8)
-    os.unlink(node.data_dir / "node" / "cache" / "files" / _only(node, 100 * (4 * MB + 8)))
+    blocks = int(os.environ.get("RUNSTEAD_FUSE_LARGE_MB", "400")) // 4
+    size = blocks * (4 * MB + 8)
+    with (root / "large").open("wb", buffering=0) as file:
+        for number in range(blocks):
+            file.write(number.to_bytes(8, "big") + _block(number))
+    node.flush(root, 1200)
+    assert bucket.names()["large"]["size"] == size
+    os.unlink(node.data_dir / "node" / "cache" / "files" / _only(node, size))
     again = node.mount(bucket, "again")
-    with (again / "large").open("rb") as file:
-        assert all(file.read(4 * MB + 8)[8:] == block for _ in range(100))
+    with (again / "large").open("rb", buffering=0) as file:
+        for number in range(blocks):
+            assert file.read(4 * MB + 8) == number.to_bytes(8, "big") + _block(number)
     status = Path(f"/proc/{node.told()['pid']}/status").read_text()
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     assert peak < 100_000, f"{peak} KiB"
+
+
+def _block(number: int) -> bytes:
+    return _bytes(4 * MB, number if "RUNSTEAD_FUSE_LARGE_MB" in os.environ else 1)
 
 
 def _only(node: Node, size: int) -> str:
