@@ -65,3 +65,6 @@ class OneImage:
 
     def release(self, name: str) -> None:
         self.held.pop(name, None)
+
+    def holders(self) -> list[str]:
+        return list(self.held)

@@ -17,7 +17,9 @@ from runstead.executors.interface import Executor
 from runstead.executors.native import NativeSettings
 from runstead.executors.oci import OciExecutor, OciSettings, problem
 from runstead.images.image import ImageConfig
+from runstead.model.errors import BackendFailure
 from runstead.model.launches import ExitReason
+from runstead.model.volumes import Mount
 
 Build = Callable[[Path, OneImage], Executor]
 
@@ -245,6 +247,24 @@ async def test_what_is_given_to_containers_is_given_back(engine: Engine) -> None
     assert await engine.executor.owned() == []
 
 
+async def test_images_are_kept_for_attempts_alone(engine: Engine) -> None:
+    wrong = engine.launch("true", mounts=(Mount(engine.folder / "none", "/data", False),))
+    huge = engine.launch("true", "x" * (20 << 20))
+    with pytest.raises(BackendFailure):
+        await engine.executor.start(huge)
+    assert engine.images.held == {}
+    record, _ = await engine.run(wrong)
+    assert record.reason is ExitReason.START_FAILED
+    assert engine.images.held == {}
+    engine.images.held["0" * 23 + "1-1"] = "of a server that died before it started anything"
+    running = await engine.start(engine.launch("sleep", "60"))
+    again = ROWS[engine.name](engine.folder / "data", engine.images)
+    await again.open()
+    assert list(engine.images.held) == [f"{running.data['job_id']}-1"]
+    await again.close()
+    await engine.executor.remove(running)
+
+
 def _disks(folder: Path) -> list[str]:
     """Return the files below a folder that are disks of this machine."""
     found: list[str] = []
@@ -286,3 +306,30 @@ async def test_json_of_what_is_seen_is_the_same_for_two_jobs_of_one_image(engine
     seen = await asyncio.gather(*(engine.run(engine.launch("python3", "-c", program)) for _ in range(8)))
     assert len({lines[0] for _, lines in seen}) == 1
     assert "usr" in json.loads(seen[0][1][0])
+
+
+async def test_a_kernel_of_its_own(tmp_path: Path) -> None:
+    """By gVisor, whose releases differ in what of a container they have: the least that is promised."""
+    if (lacking := problem()) is not None or shutil.which("runsc") is None:
+        pytest.skip(lacking or "runsc is not installed")
+    (tmp_path / "data").mkdir()
+    settings = OciSettings(NativeSettings(grace_seconds=1.0), runtime="runsc")
+    executor = OciExecutor(tmp_path / "data", settings, OneImage(), lambda _kind, _job_id: None)
+    runner = Runner(tmp_path, executor)
+    capabilities = await executor.open()
+    try:
+        assert not capabilities.inside
+        code, lines = await runner.shell("dmesg | grep -i gvisor; id -u; echo $A; exit 7", environment={"A": "1"})
+        assert (code, lines[-2:]) == (7, ["0", "1"])
+        assert any("gVisor" in line for line in lines)
+        code, lines = await runner.shell("dd if=/dev/zero of=/x bs=1M count=200 2>&1; df -k /", disk_bytes=64 << 20)
+        assert "No space left" in "\n".join(lines)
+        launch = runner.launch("sh", "-c", "trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.1; done")
+        handle = await runner.start(launch)
+        await runner.line(launch, "ready")
+        await executor.stop(handle, 20)
+        assert (await runner.ended(handle)).reason is ExitReason.STOPPED
+        assert runner.lines(launch)[-1] == "bye"
+        await executor.remove(handle)
+    finally:
+        await executor.close()

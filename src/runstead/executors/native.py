@@ -116,7 +116,7 @@ class NativeExecutor(Executor):
         """Complete what `open` returns."""
 
     def _forget(self, name: str) -> None:
-        """An attempt was removed."""
+        """Let go of what an attempt that is not there, or not any more, held beside its directory."""
 
     # Executor
 
@@ -185,7 +185,12 @@ class NativeExecutor(Executor):
         if launch.mounts and self._isolation == "none":
             raise Invalid("jobs run without namespaces here, so nothing can be mounted for them", "volumes")
         if not self._attempts.exists(name):
-            return await self._start(name, launch, await self._root(launch))
+            try:
+                return await self._start(name, launch, await self._root(launch))
+            except BaseException:
+                if not self._attempts.exists(name):
+                    self._forget(name)
+                raise
         await asyncio.to_thread(rundir.await_settled, str(self._attempts.path(name)))
         self._watching.watch(name)
         return self._handle(name)

@@ -62,6 +62,10 @@ class Images(Protocol):
         """Keep it for that attempt no longer."""
         ...
 
+    def holders(self) -> list[str]:
+        """Return the attempts that images are kept for."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class OciSettings:
@@ -105,7 +109,9 @@ class OciExecutor(NativeExecutor):
             if not self._runtime:
                 raise Unavailable(f"{self._runtime_name} is not installed: executor.runtime = {self._runtime_name}")
         await self._images.open()
-        return await super().open()
+        capabilities = await super().open()
+        await asyncio.to_thread(self._release_lost)
+        return capabilities
 
     async def close(self) -> None:
         """See Executor."""
@@ -197,6 +203,13 @@ class OciExecutor(NativeExecutor):
             disk_limits=self._disks,
             missing=(*found.missing, *missing),
         )
+
+    def _release_lost(self) -> None:
+        """Give up images of attempts that were never started, because a server died just then."""
+        there = set(self._attempts.names())
+        for name in self._images.holders():
+            if name not in there:
+                self._images.release(name)
 
     async def inside(self, handle: Handle) -> Inside:
         """See Executor."""
