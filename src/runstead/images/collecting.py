@@ -64,6 +64,7 @@ def prune(
                 store.forget_image(image.record.digest)
             freed = store.discard_garbage()
     if not dry_run:
+        store.discard_halves()
         store.empty_trash()
     return Removed(tuple(name for one in gone for name in one.references or (one.record.digest,)), freed)
 

@@ -53,17 +53,21 @@ class ImageStore:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in _FOLDERS:
             (self.folder / name).mkdir(exist_ok=True, mode=0o700)
+        self.discard_halves()
+        with locks.locked(self._lock):
+            for path in (self.folder / "layers").iterdir():
+                if not self._counts(path.name):
+                    self._discard_layer(path.name)
+        self.empty_trash()
+
+    def discard_halves(self) -> None:
+        """Remove layers that are half unpacked and that nobody works on any more."""
         for path in (self.folder / "unpacking").iterdir():
             lock = self.folder / "locks" / path.name.partition(".")[0]
             held = locks.take(lock, wait=False)
             if held is not None:
                 shutil.rmtree(path, ignore_errors=True)
                 locks.give_back(lock, held)
-        with locks.locked(self._lock):
-            for path in (self.folder / "layers").iterdir():
-                if not self._counts(path.name):
-                    self._discard_layer(path.name)
-        self.empty_trash()
 
     def has_layer(self, diff_id: str) -> bool:
         """Whether a layer is here."""

@@ -116,6 +116,18 @@ async def test_the_duty_does_so_by_itself(server: RegistryServer, library: Opene
     assert list((opened.store.folder / "trash").iterdir()) == []
 
 
+async def test_what_nobody_unpacks_any_more_is_removed_and_what_somebody_does_stays(
+    server: RegistryServer, library: Opener
+) -> None:
+    opened = await library()
+    (opened.store.folder / "unpacking" / f"{'a' * 64}.1234").mkdir()
+    with opened.store.unpacking("b" * 64) as path:
+        assert path is not None
+        prune((await library()).store, None, None)
+        assert list((opened.store.folder / "unpacking").iterdir()) == [path]
+    assert list((opened.store.folder / "unpacking").iterdir()) == []
+
+
 async def test_pulls_and_removals_at_once_are_never_at_odds(server: RegistryServer, library: Opener) -> None:
     """Whoever holds an image has all of it, however fast others remove."""
     base = Archive().add("base", b"b").bytes()
