@@ -167,10 +167,41 @@ def pool(name: str, bench: Bench) -> None:
         return time.perf_counter() - began
 
     began = time.perf_counter()
-    with ThreadPoolExecutor(8) as threads:
+    with ThreadPoolExecutor(16) as threads:
         times = list(threads.map(life, range(count)))
     say(f"{name}: {count} pooled, one command each, deleted: {time.perf_counter() - began:.1f} s", times, "10 s")
+    host.connection.close()
     host.end()
+
+
+def fork(name: str, bench: Bench) -> None:
+    """Forks of a prepared sandbox, until the last of them runs a command."""
+    count = 10 if QUICK else 100
+    box = Box(bench)
+    box.run("mkdir -p /work && head -c 30000000 /dev/urandom > /work/data")
+
+    def first(job: dict[str, Any]) -> None:
+        one = object.__new__(Box)
+        one.__dict__ |= box.__dict__
+        one.connection = http.client.HTTPConnection(bench.host, bench.port, timeout=60)
+        one.base = "/" + job["status"]["exposeUrls"][0].partition("://")[2].partition("/")[2]
+        while one.send("GET", one.base + "/health", status=None) != 200:
+            time.sleep(0.01)
+        assert b'"exit_code":0' in one.run("test -s /work/data")
+        one.connection.close()
+
+    times: list[float] = []
+    for _ in range(3):
+        began = time.perf_counter()
+        body = json.dumps({"count": count}).encode()
+        made = json.loads(box.send("POST", f"/api/jobs/{bench.owner}/{box.id}/fork", body))["jobs"]
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(first, made))
+        times.append(time.perf_counter() - began)
+        for job in made:
+            box.send("POST", f"/api/jobs/{bench.owner}/{job['id']}/cancel", b"")
+    say(f"{name}: {count} forks with 30 MB of files, a command in each", times, "100 in 1000")
+    box.end()
 
 
 def podman(_name: str, _bench: Bench) -> None:
@@ -223,17 +254,18 @@ def servers() -> Iterator[list[tuple[str, Bench]]]:
     from runstead.executors.oci import problem
 
     with ExitStack() as stack:
-        found = [("process", stack.enter_context(bench_server()))]
+        room = {"RUNSTEAD_EXECUTOR_CPUS": "512", "RUNSTEAD_EXECUTOR_MEMORY": "4 TB"}  # as many at once as there are
+        found = [("process", stack.enter_context(bench_server(**room)))]
         if problem() is None:
             images = stack.enter_context(registry.registry(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
             images.push("library/python", registry.build([registry.archive_of(debian_root())]), "3.12")
-            mirror = {"RUNSTEAD_EXECUTOR_KIND": "oci", "RUNSTEAD_IMAGES_MIRRORS": f"docker.io={images.host}"}
+            mirror = room | {"RUNSTEAD_EXECUTOR_KIND": "oci", "RUNSTEAD_IMAGES_MIRRORS": f"docker.io={images.host}"}
             found.append(("oci", stack.enter_context(bench_server(**mirror))))
             Box(found[-1][1]).end()
         yield found
 
 
-PARTS = {"create": create, "run": run, "files": files, "pool": pool, "podman": podman}
+PARTS = {"create": create, "run": run, "files": files, "pool": pool, "fork": fork, "podman": podman}
 
 
 def main() -> None:

@@ -13,11 +13,12 @@ from secrets import token_hex
 from runstead.executors.interface import Executor, Inside
 from runstead.kit.clock import Clock
 from runstead.model.errors import Invalid, NotFound, Unavailable
-from runstead.model.executions import Command, CompartmentLimits
+from runstead.model.executions import Command, Compartment, CompartmentLimits
 from runstead.model.jobs import Job
 from runstead.model.sandboxes import NewPooledSandbox, PooledSandbox
 from runstead.services.sandboxes.activity import Activity
 from runstead.services.sandboxes.entrance import inside_of
+from runstead.services.sandboxes.together import Together
 from runstead.services.secrets import SecretBox
 from runstead.stores.interface import SandboxStore
 
@@ -25,6 +26,7 @@ _ID_BYTES = 8
 _TOKEN_BYTES = 32
 _USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_AT_ONCE = 1000
+_AT_ONCE = 64  # requests that are done in one go
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,10 @@ class Member:
 class _Host:
     members: dict[str, Member]
     search_path: str  # where its programs are found; the same in all its sandboxes
+    remove: Together[Sequence[str], int]  # compartments, by their ids
+    make: dict[CompartmentLimits, Together[Sequence[str], Sequence[Compartment]]] = field(
+        default_factory=dict[CompartmentLimits, "Together[Sequence[str], Sequence[Compartment]]"]
+    )
     making: int = 0
 
 
@@ -90,16 +96,16 @@ class Hosts:
     async def remove(self, job: Job, ids: Sequence[str]) -> int:
         """Remove these sandboxes with all that runs in them; return how many were there."""
         host = await self._host(job)
-        inside = await inside_of(self._executor, job)
+        await inside_of(self._executor, job)  # while it runs: nothing is removed of what is over
         there = {one: host.members.pop(one) for one in ids if one in host.members}
         if there:
             # Also when the caller goes away meanwhile: a sandbox is there or not, never half.
-            await asyncio.shield(asyncio.create_task(self._remove(job.id, host, inside, there)))
+            await asyncio.shield(asyncio.create_task(self._remove(job.id, host, there)))
         return len(there)
 
-    async def _remove(self, job_id: str, host: _Host, inside: Inside, members: Mapping[str, Member]) -> None:
+    async def _remove(self, job_id: str, host: _Host, members: Mapping[str, Member]) -> None:
         try:
-            await inside.remove_compartments(list(members))
+            await host.remove.ask(list(members))
             await self._store.remove(job_id, list(members))
         except Exception:
             host.members.update(members)
@@ -114,18 +120,19 @@ class Hosts:
     async def _add(self, job: Job, host: _Host, wanted: NewPooledSandbox, count: int) -> list[Member]:
         host.making += count
         try:
-            made = await self._make(job, wanted, count)
+            made = await self._make(job, host, wanted, count)
             host.members.update({member.sandbox.id: member for member in made})
         finally:
             host.making -= count
         return made
 
-    async def _make(self, job: Job, wanted: NewPooledSandbox, count: int) -> list[Member]:
-        inside = await inside_of(self._executor, job)
+    async def _make(self, job: Job, host: _Host, wanted: NewPooledSandbox, count: int) -> list[Member]:
         tokens = {token_hex(_ID_BYTES): token_hex(_TOKEN_BYTES) for _ in range(count)}
         ids = list(tokens)
         limits = CompartmentLimits(processes=wanted.processes, memory_bytes=wanted.memory_bytes)
-        compartments = await inside.make_compartments(ids, limits)
+        if limits not in host.make:
+            host.make[limits] = Together(lambda batch: self._make_compartments(job, limits, batch), _AT_ONCE)
+        compartments = await host.make[limits].ask(ids)
         now = self._clock.now()
         made: list[Member] = []
         for one in compartments:
@@ -145,11 +152,24 @@ class Hosts:
         try:
             await self._store.add([member.sandbox for member in made])
         except Exception:
-            await inside.remove_compartments(ids)
+            await host.remove.ask(ids)
             raise
         for member in made:
             self._activity.touch(job.id, member.sandbox.id)
         return made
+
+    async def _make_compartments(
+        self, job: Job, limits: CompartmentLimits, batch: Sequence[Sequence[str]]
+    ) -> list[Sequence[Compartment]]:
+        inside = await inside_of(self._executor, job)
+        made = await inside.make_compartments([one for ids in batch for one in ids], limits)
+        by_id = {compartment.id: compartment for compartment in made}
+        return [[by_id[one] for one in ids] for ids in batch]
+
+    async def _remove_compartments(self, job: Job, batch: Sequence[Sequence[str]]) -> list[int]:
+        inside = await inside_of(self._executor, job)
+        await inside.remove_compartments([one for ids in batch for one in ids])
+        return [len(ids) for ids in batch]
 
     async def _host(self, job: Job) -> _Host:
         """Return a host; the first time it is compared with what is in its attempt."""
@@ -173,7 +193,8 @@ class Hosts:
                 secrets = self._secrets.open(_name(job.id, sandbox.id), sandbox.sealed)
                 members[sandbox.id] = Member(sandbox, secrets["token"], json.loads(secrets["environment"]))
                 self._activity.recall(job.id, sandbox.id, sandbox.active_at, sandbox.idle_seconds or 0)
-        return _Host(members, await _search_path(inside))
+        remove = Together[Sequence[str], int](lambda batch: self._remove_compartments(job, batch), _AT_ONCE)
+        return _Host(members, await _search_path(inside), remove)
 
 
 async def _search_path(inside: Inside) -> str:
