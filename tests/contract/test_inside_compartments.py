@@ -354,3 +354,34 @@ async def test_a_module_in_the_way_is_not_run(host: Room) -> None:
     with pytest.raises(EntryNotFound):
         await host.inside.stat("/tmp/taken")
     assert await host.inside.remove_compartments([one.id]) == 1
+
+
+async def test_the_death_of_the_supervisor_is_the_end_of_compartments(host: Room) -> None:
+    supervisor = host.site.row.supervisor
+    if supervisor is None:
+        pytest.skip("it is none of ours")
+    parts = await make(host, 3)
+    execution = await parts[0].inside.execute(Command(("/bin/sleep", "60")))
+    await parts[1].inside.spawn(Command(("/bin/sleep", "60")))
+    os.kill(supervisor(host.site.data_dir, host.handle), signal.SIGKILL)
+    assert (await host.site.ended(host.handle)).state is AttemptState.LOST
+    assert (await execution.wait()).signal == signal.SIGKILL
+    await execution.close()
+    with pytest.raises(NotRunning):
+        await parts[2].inside.execute(Command(("/bin/true",)))
+    # What the site leaves behind is looked at when it is removed.
+
+
+async def test_the_death_of_the_server_while_it_makes_compartments(host: Room) -> None:
+    task = asyncio.create_task(host.inside.make_compartments([new_id() for _ in range(40)], _LIMITS))
+    await asyncio.sleep(0.15)
+    await host.site.restart()
+    inside = await host.site.executor.inside(host.handle)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    ids = [one.id for one in await inside.compartments()]
+    assert await inside.remove_compartments(ids) == len(ids)
+    [made] = await inside.make_compartments([new_id()], _LIMITS)
+    part = Part(host, made.id, made.uid, made.home, await inside.compartment(made.id))
+    assert (await part.run("id", "-u")).out == f"{made.uid}\n"
