@@ -26,7 +26,7 @@ from runstead.proxy import answers, cookies
 from runstead.proxy.heads import RequestHead
 from runstead.services.accounts import digest
 from runstead.services.exposure import Exposure, Visit
-from runstead.services.port_addresses import PASS_WORD, PREFIX, WORD, PortAddress, PortAddresses
+from runstead.services.port_addresses import ADMISSION_WORD, PREFIX, WORD, PortAddress, PortAddresses
 
 _PASS_SECONDS = 12 * 3600
 _PROGRAM_PASS_SECONDS = 7 * 24 * 3600  # programs cannot sign in again; the token behind it is looked at each time
@@ -102,7 +102,7 @@ class Gate:
             if not answers.wants_page(head) or bearer:
                 raise
             return await self._lead_in(head, address, secure)
-        if address.word == PASS_WORD and bearer:
+        if address.word == ADMISSION_WORD and bearer:
             return self._hand_out(head, address, digest(bearer))
         if address.word == _ENTRY and visit.caller is None:  # a public port: nobody needs to sign in
             return Elsewhere(_redirect(f"{self._host_url(head, address, secure)}{address.target}"))
@@ -131,7 +131,7 @@ class Gate:
         if not address.by_host:
             return (
                 (None, False)
-                if address.word in (WORD, _ENTRY, PASS_WORD)
+                if address.word in (WORD, _ENTRY, ADMISSION_WORD)
                 else (self._open(address, address.word, b"p"), False)
             )
         value = cookies.find(head.fields, _cookie_name(secure))

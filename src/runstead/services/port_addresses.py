@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 PREFIX = "/jobs-proxy/"
 WORD = "port"
 """What stands behind the port in a path when there is nothing to say; else what a browser was let in with."""
-PASS_WORD = "pass"
+ADMISSION_WORD = "pass"
 """Stands there to ask, with a token, for an address of the port that lets in without one."""
 LOOPBACK_DOMAIN = "localhost"
 
