@@ -161,6 +161,7 @@ async def house(tmp_path: Path) -> AsyncGenerator[House]:
     await database.close()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("servers", [1, 2])
 async def test_ten_years_with_none_missed_and_none_doubled(house: House, servers: int) -> None:
     expressions = ["30 2 * * 0", "0 0 29 2 *", "@monthly", "0 2 25-31 3,10 *", "0 30 2 13 * *", "*/30 1-3 28-31 10 0"]
