@@ -207,3 +207,18 @@ async def test_the_name_of_the_store(store: ContentStore) -> None:
     assert second != name
     assert await store.store_id(NOW) == second
     assert await store.renew_store_id(name, NOW + 2 * DAY, 600) == second
+
+
+async def test_what_was_registered_just_now_is_held_until_it_is_taken_away(store: ContentStore) -> None:
+    of = xorb()
+    await store.add_xorb(of, NOW)
+    wanted = file(of)
+    await store.register("bucket:a", [wanted], [], NOW)
+    for at in (NOW, NOW + DAY / 24):  # from what is remembered, and from the database
+        assert await store.hold_files([wanted.file_hash, bytes(32)], at, "bucket:a") == {wanted.file_hash: wanted.size}
+        assert await store.hold_files([wanted.file_hash], at, "bucket:b") == {}
+    await store.drop_claims("bucket:a")
+    assert await store.hold_files([wanted.file_hash], NOW, "bucket:a") == {}
+    await store.register("bucket:a", [wanted], [], NOW)
+    assert await store.drop_files([wanted.file_hash], NOW + DAY) == [wanted.file_hash]
+    assert await store.hold_files([wanted.file_hash], NOW, "bucket:a") == {}

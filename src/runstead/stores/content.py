@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from runstead.stores.content_tables import DOOMED, QUARANTINED, STORED, claims, dedup_chunks, files, store_ids, xorbs
 from runstead.stores.database import Database, Row, Transaction
 from runstead.stores.interface import ContentStore, EligibleChunk, StoredFile, StoredXorb, XorbEntry
+from runstead.stores.recent_files import RecentFiles
 from runstead.stores.rows import instant_to
 from runstead.xet.terms import Terms
 from runstead.xet.xorb_layout import XorbFacts, unpack_layout
@@ -26,6 +27,7 @@ class SqlContentStore(ContentStore):
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._recent = RecentFiles()
 
     async def store_id(self, at: datetime) -> str:
         """Return the present name of this store."""
@@ -120,6 +122,7 @@ class SqlContentStore(ContentStore):
             transaction.run_many(_ADD_CHUNK, chunk_rows)
 
         await self._database.write(work)
+        self._recent.add(scope, ((file.file_hash, file.size) for file in files), at)
 
     async def file(self, file_hash: bytes, scope: str | None = None) -> StoredFile | None:
         """Return a file."""
@@ -130,13 +133,16 @@ class SqlContentStore(ContentStore):
     async def hold_files(self, hashes: Collection[bytes], at: datetime, scope: str | None = None) -> dict[bytes, int]:
         """Hold files and return their sizes."""
         fresh = _fresh(at)
-
-        found = {row[0]: row for row in await self._database.read(lambda t: _held_rows(t, hashes, scope))}
+        known = {} if scope is None else self._recent.sizes(scope, hashes, at)
+        asked = [each for each in hashes if each not in known]
+        if not asked:
+            return known
+        found = {row[0]: row for row in await self._database.read(lambda t: _held_rows(t, asked, scope))}
         stale = sorted(each for each, row in found.items() if row[2] < fresh)
         if stale:
             kept = await self._database.write(lambda t: {each for each in stale if t.run(_HOLD, _held(each, at))})
             found = {each: row for each, row in found.items() if row[2] >= fresh or each in kept}
-        return {each: row[1] for each, row in found.items()}
+        return known | {each: row[1] for each, row in found.items()}
 
     async def claim_files(self, scope: str, hashes: Collection[bytes], at: datetime) -> dict[bytes, int]:
         """Hold files with a claim of the scope and return their sizes."""
@@ -155,6 +161,7 @@ class SqlContentStore(ContentStore):
     async def drop_claims(self, scope: str) -> None:
         """Remove all claims of a scope."""
         await self._database.write(lambda t: t.run(_DROP_CLAIMS, {"scope": scope}))
+        self._recent.clear()
 
     async def chunk(self, chunk_hash: bytes) -> EligibleChunk | None:
         """Return where a chunk is."""
@@ -182,7 +189,10 @@ class SqlContentStore(ContentStore):
                     dropped.append(each)
             return dropped
 
-        return await self._database.write(work) if hashes else []
+        dropped = await self._database.write(work) if hashes else []
+        if dropped:
+            self._recent.clear()
+        return dropped
 
     async def xorbs_after(self, after: bytes, limit: int) -> list[XorbEntry]:
         """Return xorbs in the order of their hashes."""
