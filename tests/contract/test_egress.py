@@ -136,3 +136,58 @@ async def test_jobs_without_a_network_reach_nothing(
 async def test_a_list_that_cannot_be_kept_is_refused(build: Callable[..., Executor]) -> None:
     with pytest.raises(Unavailable, match="egress"):
         await build(egress=("10.0.0.0/8",), network="host").open()
+
+
+async def test_one_job_may_be_kept_closer_than_the_others(
+    build: Callable[..., Executor], outside: tuple[str, str], tmp_path: Path
+) -> None:
+    one, two = outside
+    targets = [f"{address}:{port}" for address in outside for port in (8001, 8002)]
+    executor = build(egress=(f"{one}/32", f"{two}:8001"))
+    assert (await executor.open()).egress
+    runner = Runner(tmp_path, executor)
+
+    async def reached(*listed: str) -> list[str]:
+        launch = runner.launch("python3", "-c", _TRY, *targets, egress=listed)
+        _, lines = await runner.run(launch)
+        return [line.split()[0] for line in lines if line.endswith(" yes")]
+
+    assert await reached(f"{one}:8002", f"{two}/32") == [f"{one}:8002", f"{two}:8001"]  # what both lists allow
+    assert await reached() == []
+    with pytest.raises(Unavailable, match="no-such-name"):
+        await executor.start(runner.launch("true", egress=("no-such-name.invalid:443",)))
+    assert await executor.owned() == []
+    assert await _reached(executor, tmp_path, f"{one}:8001", f"{two}:8001") == {
+        f"{one}:8001": "yes",
+        f"{two}:8001": "yes",
+    }
+
+
+async def test_the_jobs_own_root_cannot_lift_its_limits(
+    build: Callable[..., Executor], outside: tuple[str, str], tmp_path: Path
+) -> None:
+    executor = build()
+    await executor.open()
+    runner = Runner(tmp_path, executor)
+    script = f"""
+import ctypes, socket, subprocess
+for words in (["nft", "flush", "ruleset"], ["iptables", "-F"], ["ip", "netns", "exec", "x", "true"]):
+    try:
+        subprocess.run(words, capture_output=True)
+    except OSError:
+        pass
+try:
+    socket.socket(16, 3, 12).send(b"x" * 20)
+except OSError:
+    pass
+try:
+    socket.create_connection(({outside[0]!r}, 8001), 2)
+    print("reached")
+except OSError:
+    print("not reached")
+here = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(here.getsockname(), 2)
+print("loopback")
+"""
+    _, lines = await runner.run(runner.launch("python3", "-c", script, egress=()))
+    assert lines == ["not reached", "loopback"]

@@ -27,7 +27,7 @@ from runstead.executors.netlink import (
 
 _SUBSYSTEM = 10
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 2, 3, 6
-_LOCAL_IN, _FORWARD, _POST_ROUTING = 1, 2, 4
+_LOCAL_IN, _FORWARD, _LOCAL_OUT, _POST_ROUTING = 1, 2, 3, 4
 _DROP, _ACCEPT = 0, 1
 _EQUAL, _DIFFERENT = 0, 1
 _REGISTER = 1
@@ -155,12 +155,53 @@ class Firewall:
         return _message(_NEWSETELEM, NLM_F_CREATE, body)
 
     def _chain(self, name: str, kind: str, hook: int, priority: int) -> Message:
-        place = nested(4, _number(1, hook), _number(2, priority))
-        return _message(_NEWCHAIN, NLM_F_CREATE, text(1, self.table) + text(3, name) + place + text(7, kind))
+        return _chain(self.table, name, kind, hook, priority)
 
     def _rule(self, chain: str, expressions: list[bytes]) -> Message:
-        body = text(1, self.table) + text(2, chain) + nested(4, *expressions)
-        return _message(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)
+        return _rule(self.table, chain, expressions)
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """The rules inside of one job's network namespace, where the job itself may change nothing.
+
+    They let out what is listed and nothing else, on top of what the rules around the bridge say.
+    """
+
+    server: IPv4Address
+    port: int | None  # of the server, which stays in reach
+    openings: tuple[Opening, ...]
+
+    def apply(self) -> None:
+        """Put the rules in place in the namespace that this thread is in, over earlier ones. All or none."""
+        table, chain = "confinement", "output"
+        name = text(1, table)
+        messages: list[Message] = [
+            _message(_NEWTABLE, NLM_F_CREATE, name),
+            _message(_DELTABLE, 0, name),
+            _message(_NEWTABLE, NLM_F_CREATE, name),
+            _chain(table, chain, "filter", _LOCAL_OUT, 0),
+            *(_rule(table, chain, rule) for rule in self._output()),
+        ]
+        with NetlinkSocket(NETLINK_NETFILTER) as kernel:
+            kernel.do_batch(_SUBSYSTEM, messages)
+
+    def _output(self) -> list[list[bytes]]:
+        allowed = [_name(_OIFNAME, "lo"), _is_answer()]
+        if self.port is not None:
+            allowed.append([*_to(self.server, 32), *_to_port(socket.IPPROTO_TCP, self.port)])
+        allowed += [rule for one in self.openings for rule in _opening(one)]
+        return [*([*rule, _verdict(_ACCEPT)] for rule in allowed), [_verdict(_DROP)]]
+
+
+def _chain(table: str, name: str, kind: str, hook: int, priority: int) -> Message:
+    place = nested(4, _number(1, hook), _number(2, priority))
+    return _message(_NEWCHAIN, NLM_F_CREATE, text(1, table) + text(3, name) + place + text(7, kind))
+
+
+def _rule(table: str, chain: str, expressions: list[bytes]) -> Message:
+    body = text(1, table) + text(2, chain) + nested(4, *expressions)
+    return _message(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)
 
 
 _FAILED = ""

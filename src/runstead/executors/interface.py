@@ -36,6 +36,7 @@ class Capabilities:
     inside: bool = False  # whether `Executor.inside` can be had: exec, files
     compartments: bool = False  # whether attempts can be divided: `Inside.make_compartments`
     snapshots: bool = False  # whether `Executor.snapshot` can be had, and `Launch.snapshots`
+    egress: bool = False  # whether `Launch.egress` can be had
     ports: bool = False  # whether `Inside.connect` can be had: exposed ports
     without_ports: str = "ports of jobs cannot be reached here"  # why not, and how to get them
     groups: bool = False  # whether `Launch.group` can be had

@@ -149,6 +149,7 @@ class NativeExecutor(Executor):
                 private_ids=self._isolation == "root",
                 inside=True,
                 compartments=self._can_divide(),
+                egress=self._network is not None,
                 ports=isolated or syscalls.LINUX,
                 groups=self._network is not None,
                 without_groups="network groups need jobs to have networks of their own, which they do not have here; "
@@ -197,8 +198,16 @@ class NativeExecutor(Executor):
 
     async def _start(self, name: str, launch: Launch, root: Root) -> Handle:
         request = self._request(launch, root)
+        if self._network is None and launch.egress is not None and self._settings.network != "none":
+            raise Invalid("what a job may reach can only be limited where it has a network of its own", "egress")
         if self._network is not None:
             request.network, request.address = await self._network.claim(name)
+            if launch.egress is not None:
+                try:
+                    request.hosts = [*request.hosts, *await self._network.confine(name, launch.egress)]
+                except BaseException:
+                    await self._network.release(name, request.address)
+                    raise
             if launch.group is not None:
                 show_hosts(request, await self._network.join(name, launch.group, own_hosts(request)))
         await self._ask(request, name)

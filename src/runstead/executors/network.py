@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -20,7 +21,7 @@ from zlib import crc32
 
 from runstead.executors import netlink
 from runstead.executors.egress import Egress
-from runstead.executors.firewall import Firewall
+from runstead.executors.firewall import Confinement, Firewall
 from runstead.executors.groups import Groups
 from runstead.executors.netlink import NETLINK_ROUTE, NetlinkSocket
 from runstead.model.errors import Unavailable
@@ -124,6 +125,22 @@ class JobNetwork:
     async def join(self, name: str, membership: Membership, own_hosts: str) -> Path:
         """Let an attempt that has a namespace reach its group, and be reached; return its hosts file."""
         return await asyncio.to_thread(self._join, name, membership, own_hosts)
+
+    async def confine(self, name: str, entries: Sequence[str]) -> list[list[str]]:
+        """Let an attempt that has a namespace reach what is listed and nothing else; return [address, name] of names.
+
+        Names are looked up once. Raises Unavailable when that cannot be ensured.
+        """
+        egress = Egress(entries)
+        unknown = await asyncio.to_thread(egress.refresh)
+        if unknown:
+            raise Unavailable(f"nobody knows the address of what the job may reach: {', '.join(unknown)}")
+        rules = Confinement(self._subnet[1], self._server_port, tuple(egress.openings()))
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._maker, self._apply_inside, self._used[name], rules)
+        except OSError as error:
+            raise Unavailable(f"what the job may reach could not be limited: {error}") from error
+        return egress.hosts()
 
     async def release(self, name: str, address: str | None = None) -> None:
         """Give an attempt's namespace back: the kernel removes it, no process is in it any more. Idempotent."""
@@ -311,6 +328,18 @@ class JobNetwork:
             self._delete(str(address))
             raise
         return str(address)
+
+    def _apply_inside(self, address: str, rules: Confinement) -> None:
+        """Put rules in place in a namespace."""
+        inside = os.open(self._folder / address, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.enter(inside, syscalls.CLONE_NEWNET)
+            try:
+                rules.apply()
+            finally:
+                syscalls.enter(self._machine_namespace, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(inside)
 
     def _furnish(self, address: IPv4Address, port: str) -> None:
         """Make everything that is inside: links, address, route, and what a job's root may do."""

@@ -37,6 +37,7 @@ class Launch:
     log_not_before: datetime  # no line may be stamped earlier: attempts share one monotone log
     preamble: tuple[str, ...]  # lines written to the log before any output
     mounts: tuple[Mount, ...] = ()
+    egress: tuple[str, ...] | None = None  # all of the outside that it may reach (kit.targets); None: everything
     snapshots: tuple[str, ...] = ()  # files it begins with, in this order over its image; where capabilities say so
     group: Membership | None = None  # only where the capabilities say `groups`
 

@@ -24,6 +24,7 @@ CAPACITY = "SBX_CAPACITY"
 IDLE_TIMEOUT = "SBX_IDLE_TIMEOUT"
 HOST_MODE = "SBX_HOST_MODE"
 SERVER_PORT = "SBX_PORT"
+EGRESS = "RUNSTEAD_EGRESS"  # ours: all of the outside that the sandbox may reach
 # For the program that a client's own command would download; what runs in a sandbox never sees them.
 HIDDEN_VARIABLES = frozenset(
     {
@@ -54,6 +55,7 @@ class SandboxSpec:
     idle_seconds: int | None = None  # None: it is never too idle
     capacity: int | None = None  # of a host: how many it takes; None: as many as there is room for
     unmounted: tuple[Volume, ...] = ()  # asked for, answered, and not there: the client's program
+    egress: tuple[str, ...] | None = None  # all of the outside that it may reach; None: everything
     snapshots: tuple[str, ...] = ()  # of a fork: the files that it begins with, each over those before
 
 

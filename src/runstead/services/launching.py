@@ -60,6 +60,7 @@ class Launching:
             timeout_seconds=job.spec.timeout_seconds,
             log_path=self._logs.sink(job.id, job.attempt),
             log_not_before=max(now, last) if last else now,
+            egress=job.spec.sandbox.egress if job.spec.sandbox else None,
             snapshots=job.spec.sandbox.snapshots if job.spec.sandbox else (),
             preamble=(f"===== Job started at {now:%Y-%m-%d %H:%M:%S} =====", *self._notes(job)),
             group=_membership(job),

@@ -234,6 +234,8 @@ def sandbox_to(sandbox: SandboxSpec) -> dict[str, Any]:
         value["idle"] = sandbox.idle_seconds
     if sandbox.capacity is not None:
         value["capacity"] = sandbox.capacity
+    if sandbox.egress is not None:
+        value["egress"] = sandbox.egress
     if sandbox.snapshots:
         value["snapshots"] = sandbox.snapshots
     if sandbox.unmounted:
@@ -245,7 +247,9 @@ def sandbox_from(value: Mapping[str, Any]) -> SandboxSpec:
     """Return what makes a job a sandbox."""
     get = value.get
     unmounted = tuple(volume_from(volume) for volume in get("unmounted", ()))
-    return SandboxSpec(Mode(value["mode"]), get("idle"), get("capacity"), unmounted, tuple(get("snapshots", ())))
+    egress = tuple(value["egress"]) if "egress" in value else None
+    snapshots = tuple(get("snapshots", ()))
+    return SandboxSpec(Mode(value["mode"]), get("idle"), get("capacity"), unmounted, egress, snapshots)
 
 
 def volume_to(volume: Volume) -> dict[str, Any]:

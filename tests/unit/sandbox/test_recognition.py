@@ -30,8 +30,11 @@ HOST = replace(
     environment={"SBX_PORT": "49983", "SBX_HOST_MODE": "1", "SBX_CAPACITY": "50"},
     volumes=(PROGRAM,),
 )
+BOUNDED = replace(DEDICATED, environment={"RUNSTEAD_EGRESS": "pypi.org:443, 10.0.0.0/8"})
 SECRETS = {"SBX_TOKEN", "OTHER"}
-ABLE = Capabilities("fake", "fake@1", False, True, False, None, None, inside=True, ports=True, compartments=True)
+ABLE = Capabilities(
+    "fake", "fake@1", False, True, False, None, None, inside=True, ports=True, compartments=True, egress=True
+)
 
 
 def test_a_dedicated_sandbox_and_its_idle_timeout() -> None:
@@ -75,6 +78,9 @@ def test_a_job_that_lacks_one_of_the_three_is_ordinary(ordinary: tuple[JobSpec, 
         (replace(DEDICATED, environment={"SBX_PORT": "8000"}), "environment.SBX_PORT"),
         (replace(DEDICATED, environment={"SBX_IDLE_TIMEOUT": "soon"}), "environment.SBX_IDLE_TIMEOUT"),
         (replace(HOST, environment={**HOST.environment, "SBX_CAPACITY": "-1"}), "environment.SBX_CAPACITY"),
+        (replace(DEDICATED, environment={"RUNSTEAD_EGRESS": "a/b"}), "environment.RUNSTEAD_EGRESS"),
+        (replace(DEDICATED, environment={"RUNSTEAD_EGRESS": "a:0"}), "environment.RUNSTEAD_EGRESS"),
+        (replace(DEDICATED, environment={"RUNSTEAD_EGRESS": "a," * 101}), "environment.RUNSTEAD_EGRESS"),
     ],
 )
 def test_one_at_odds_with_itself_is_refused(spec: JobSpec, field: str) -> None:
@@ -96,13 +102,25 @@ def test_no_idle_timeout_and_zero_are_the_same() -> None:
         (DEDICATED, replace(ABLE, inside=False), "cannot reach into running jobs"),
         (DEDICATED, replace(ABLE, ports=False, without_ports="no network"), "no network"),
         (HOST, replace(ABLE, compartments=False), "sandbox pools are not possible here"),
+        (BOUNDED, replace(ABLE, egress=False), "cannot be limited here"),
+        (replace(HOST, environment={**HOST.environment, "RUNSTEAD_EGRESS": "none"}), ABLE, "cannot be limited yet"),
     ],
 )
 def test_what_the_executor_cannot_have_is_refused_with_the_reason(spec: JobSpec, here: Capabilities, why: str) -> None:
     with pytest.raises(Unsupported, match=why):
         SandboxRules(here).accept(spec, SECRETS)
     assert SandboxRules(here).accept(replace(spec, labels={}), SECRETS).sandbox is None
-    assert SandboxRules(ABLE).accept(spec, SECRETS).sandbox is not None
+    assert "cannot be limited yet" in why or SandboxRules(ABLE).accept(spec, SECRETS).sandbox is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [("pypi.org:443, 10.0.0.0/8,", ("pypi.org:443", "10.0.0.0/8")), ("", ()), (" none ", ()), (None, None)],
+)
+def test_what_may_be_reached(text: str | None, places: tuple[str, ...] | None) -> None:
+    environment = {} if text is None else {"RUNSTEAD_EGRESS": text}
+    found = recognized(replace(DEDICATED, environment=environment), SECRETS)
+    assert found.sandbox is not None and found.sandbox.egress == places
 
 
 def test_the_labels_that_clients_need_stay() -> None:

@@ -69,7 +69,7 @@ def test_no_field_of_a_specification_is_forgotten() -> None:
         volumes=(Volume(VolumeKind.BUCKET, "n/o", "/p", "q", "r", True, "s"),),
         ports=Ports((1, 2), (2,)),
         network=NetworkGroup("w", ("x", "y")),
-        sandbox=SandboxSpec(Mode.POOL, 3, 4, (Volume(VolumeKind.BUCKET, "t/u", "/v"),), ("w",)),
+        sandbox=SandboxSpec(Mode.POOL, 3, 4, (Volume(VolumeKind.BUCKET, "t/u", "/v"),), ("x",), ("w",)),
     )
     for field in fields(JobSpec):
         usual = field.default_factory() if field.default_factory is not MISSING else field.default

@@ -8,10 +8,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from runstead.executors.interface import Capabilities
+from runstead.kit.targets import parse_target
 from runstead.model.errors import Invalid, Unsupported
 from runstead.model.jobs import JobSpec
 from runstead.model.sandboxes import (
     CAPACITY,
+    EGRESS,
     HOST_MODE,
     IDLE_TIMEOUT,
     KEPT_LABELS,
@@ -30,6 +32,7 @@ from runstead.model.volumes import Volume, VolumeKind
 _LONGEST_IDLE_SECONDS = 10 * 365 * 24 * 3600
 _LARGEST_CAPACITY = 100_000
 _ENABLED = "1"
+_MOST_TARGETS = 100
 
 
 class SandboxRules:
@@ -58,6 +61,13 @@ class SandboxRules:
             raise Unsupported(f"expose: sandboxes are not possible here: {here.without_ports}")
         if sandbox.snapshots and not here.snapshots:
             raise Unsupported(f"sandboxes cannot be forked here: the {here.kind} executor cannot keep their files")
+        if sandbox.egress is not None and sandbox.mode is Mode.POOL:
+            raise Unsupported(f"environment.{EGRESS}: what the sandboxes of one host may reach cannot be limited yet")
+        if sandbox.egress is not None and not here.egress:
+            raise Unsupported(
+                f"environment.{EGRESS}: what a sandbox may reach cannot be limited here: jobs have no network of their "
+                "own, so the sandbox was not created; `runstead doctor` says what is missing"
+            )
         if sandbox.mode is Mode.POOL and not here.compartments:
             raise Unsupported(
                 f"labels.{MODE_LABEL}: sandbox pools are not possible here: the {here.kind} executor cannot keep the "
@@ -81,6 +91,7 @@ def recognized(spec: JobSpec, secrets: Collection[str]) -> JobSpec:
             mode=mode,
             idle_seconds=_number(spec.environment, IDLE_TIMEOUT, _LONGEST_IDLE_SECONDS) or None,
             capacity=_number(spec.environment, CAPACITY, _LARGEST_CAPACITY) if mode is Mode.POOL else None,
+            egress=_egress(spec.environment),
             unmounted=tuple(volume for volume in spec.volumes if _is_client_program(volume)),
         ),
     )
@@ -114,6 +125,24 @@ def _number(environment: Mapping[str, str], name: str, largest: int) -> int | No
     if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= largest):
         raise Invalid(f"should be a whole number up to {largest}, not {text[:50]!r}", f"environment.{name}")
     return int(text)
+
+
+def _egress(environment: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return what the sandbox may reach if that is listed: nothing, for an empty list or the word `none`."""
+    text = environment.get(EGRESS)
+    if text is None:
+        return None
+    entries = tuple(one.strip() for one in text.split(",") if one.strip())
+    if entries == ("none",):
+        return ()
+    if len(entries) > _MOST_TARGETS:
+        raise Invalid(f"at most {_MOST_TARGETS} places, not {len(entries)}", f"environment.{EGRESS}")
+    try:
+        for one in entries:
+            parse_target(one)
+    except ValueError as error:
+        raise Invalid(str(error), f"environment.{EGRESS}") from error
+    return entries
 
 
 def _is_client_program(volume: Volume) -> bool:
