@@ -95,8 +95,9 @@ async def test_process_conventions(room: Room) -> None:
         "       and s not in (signal.SIGPIPE, signal.SIGXFSZ)])\n"
         "print(sorted(int(fd) for fd in os.listdir('/proc/self/fd'))[:-1])\n"
         "print(signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+        "print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0))\n"
     )
-    expected = "0o22 True True\n[]\n[0, 1, 2]\nset()\n"
+    expected = "0o22 True True\n[]\n[0, 1, 2]\nset()\n0 0\n"
     assert (await room.run("python3", "-c", program)).out == expected
     assert (await room.run("python3", "-c", program, input=True)).out == expected
     ran = await room.run("python3", "-c", program, terminal=TerminalSize(24, 80))

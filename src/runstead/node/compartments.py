@@ -20,7 +20,19 @@ import signal
 import socket
 import time
 
-from runstead.node import cgroups, command, framing, namespaces, places, processes, removal, rundir, seccomp, syscalls
+from runstead.node import (
+    cgroups,
+    command,
+    framing,
+    namespaces,
+    places,
+    priority,
+    processes,
+    removal,
+    rundir,
+    seccomp,
+    syscalls,
+)
 from runstead.node.inside import imports
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.ground import Ground
@@ -302,6 +314,7 @@ def _become(plan: _Plan, opened: dict[str, int], report: int) -> None:
         listener = _enter(plan, opened)
         if os.fork():
             os._exit(0)
+        priority.raise_for(0)
         _furnish(plan)
         _give_up_rights(plan, opened.get("user"))
         os.write(report, b"R")

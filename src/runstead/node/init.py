@@ -15,7 +15,19 @@ import select
 import signal
 import socket
 
-from runstead.node import bundle, command, framing, namespaces, places, processes, seccomp, syscalls, users, venv
+from runstead.node import (
+    bundle,
+    command,
+    framing,
+    namespaces,
+    places,
+    priority,
+    processes,
+    seccomp,
+    syscalls,
+    users,
+    venv,
+)
 from runstead.node.inside import imports
 from runstead.node.inside.agent import Agent
 from runstead.node.inside.ground import Ground
@@ -89,7 +101,11 @@ def run(control: socket.socket, orders: socket.socket) -> None:
             user=user,
         )
         try:
-            child = command.spawn(order.request.argv, order.environment, output, user) if order.request.argv else 0
+            child = 0
+            if order.request.argv:
+                child = priority.start_as_usual(
+                    lambda: command.spawn(order.request.argv, order.environment, output, user)
+                )
         except (OSError, ValueError) as error:
             report = command.explain(order.request.argv, order.environment, os.getcwd(), error)
             control.send(b"F" + json.dumps(report).encode())
@@ -107,6 +123,7 @@ def run(control: socket.socket, orders: socket.socket) -> None:
 
 def _have_run(order: Order, container: Container, handed: dict[str, int], output: int, control: socket.socket) -> None:
     """Have the command run by an OCI runtime, from beginning to end."""
+    priority.give_up()
     network = handed.pop("network", None) if bundle.makes_networks(container.runtime) else None
     _enter_network(order.request, handed)
     base = _foundation(order, handed)

@@ -4,11 +4,12 @@ What it takes to get there (two forks, namespaces, and above all the move into t
 the kernel waits 5 to 15 ms) is then done before anybody asks for a job.
 """
 
+import json
 import os
 import signal
 import socket
 
-from runstead.node import cgroups, framing, init, syscalls
+from runstead.node import cgroups, framing, init, priority, syscalls
 from runstead.node.namespaces import UserNamespace
 
 TYPE_CHECKING = False
@@ -34,10 +35,10 @@ class Seed:
         if self.pid == 0:
             self.talk.close()
             self._orders.close()
-            init.run(their_talk, their_orders)
+            _be_first(self.group, their_talk, their_orders)
         their_talk.close()
         their_orders.close()
-        self.group.enter(self.pid)
+        priority.raise_for(self.pid)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
     def order(self, order: "dict[str, Any]", fds: list[int]) -> None:
@@ -54,6 +55,16 @@ class Seed:
         except (ProcessLookupError, ChildProcessError):
             pass
         self.group.remove()
+
+
+def _be_first(group: cgroups.Group, talk: socket.socket, orders: socket.socket) -> None:
+    try:
+        group.enter_alone()
+    except OSError as error:
+        report = {"message": f"the job's control groups cannot be entered: {error}", "code": None}
+        talk.send(b"F" + json.dumps(report).encode())
+        os._exit(1)
+    init.run(talk, orders)
 
 
 def _enter_user_namespace() -> None:

@@ -19,7 +19,7 @@ import socket
 import struct
 import time
 
-from runstead.node import framing, processes, syscalls
+from runstead.node import framing, priority, processes, syscalls
 from runstead.node.inside import entries, ports, programs
 from runstead.node.inside.ground import Ground
 from runstead.node.inside.refusal import Refusal, explain
@@ -66,6 +66,7 @@ def _settle(connection: socket.socket, line: socket.socket) -> tuple[socket.sock
     if syscalls.LINUX:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    priority.keep_to_myself()
     found = socket.socket(fileno=3), socket.socket(fileno=4)
     for one in found:
         one.setblocking(True)
