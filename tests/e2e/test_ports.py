@@ -423,6 +423,20 @@ class TestWhoMay:
         server.run("token", "revoke", "r")
         assert app.get("/", headers=headers).status_code == 401
 
+    def test_a_pass_lets_in_without_headers(self, app: App, server: Server) -> None:
+        value = "not-like-the-hubs-tokens"
+        server.run("token", "add", server.owner, "--name", "p", "--role", "read", "--value", "-", input=value)
+        headers = {"Authorization": f"Bearer {value}"}
+        said = httpx2.get(app.urls[0].removesuffix(".port") + ".pass", headers=headers, trust_env=False).json()
+        url = server.url + said["path"]
+        for given in ({}, headers):
+            fields = httpx2.get(url + "/x", headers=given, trust_env=False).json()["fields"]
+            assert value not in str(fields)
+        assert httpx2.get(url.replace("--8000", "--8001") + "/x", trust_env=False).status_code == 401
+        assert httpx2.get(url[:-1] + "/x", trust_env=False).status_code == 401
+        server.run("token", "revoke", "p")
+        assert httpx2.get(url + "/x", trust_env=False).status_code == 401
+
     def test_no_such_job_and_no_such_port(self, app: App) -> None:
         answer = httpx2.get(app.urls[0].replace("--8000", "--8002"), headers=app.headers, trust_env=False)
         assert (answer.status_code, answer.headers["x-runstead-cause"]) == (404, "no-such-port")

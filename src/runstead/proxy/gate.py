@@ -92,7 +92,10 @@ class Gate:
             if by_cookie:
                 _check_origin(head)
             visit = await self._exposure.visit(address.job_id, address.port, pass_digest)
-            return self._with_slash(head, address) or Admitted(visit, authorized=False, crossing=not by_cookie)
+            # Who sends the token as well means it for us.
+            bearer = _bearer(head)
+            ours = bearer is not None and digest(bearer) == pass_digest
+            return self._with_slash(head, address) or Admitted(visit, authorized=ours, crossing=not by_cookie)
         if address.by_host and address.target.startswith(_ENTER):
             return self._enter(address, secure)
         bearer = _bearer(head)
