@@ -159,7 +159,7 @@ def _wait_for_work(spare: Spare, data_dir: str) -> None:
         try:
             seed = Seed(ground["isolation"], ground["cgroups"], f"{cgroups.SPARE}{os.getpid()}")
         except OSError:
-            pass  # the attempt will try again, and tell why
+            return  # half of it may be done; another supervisor will try again, and tell why
     word, fds, _, _ = socket.recv_fds(spare.line, 1, 1)
     if not word:  # the launcher is gone
         if seed is not None:

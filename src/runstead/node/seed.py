@@ -24,7 +24,6 @@ class Seed:
         self.isolation = isolation
         self.places = places
         self.group = cgroups.Group(places, group)
-        self.group.create(cpu_millicores=0, memory_bytes=0, pids_limit=0)
         self.talk, their_talk = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._orders, their_orders = socket.socketpair()
         self.users = UserNamespace() if isolation == "root" else None  # for the ids of an owner that is not known yet
@@ -59,12 +58,23 @@ class Seed:
 
 def _be_first(group: cgroups.Group, talk: socket.socket, orders: socket.socket) -> None:
     try:
-        group.enter_alone()
+        _enter(group)
     except OSError as error:
         report = {"message": f"the job's control groups cannot be entered: {error}", "code": None}
         talk.send(b"F" + json.dumps(report).encode())
         os._exit(1)
     init.run(talk, orders)
+
+
+def _enter(group: cgroups.Group) -> None:
+    for attempts_left in (2, 1, 0):
+        try:
+            group.create(cpu_millicores=0, memory_bytes=0, pids_limit=0)
+            group.enter_alone()
+            return
+        except FileNotFoundError:  # a server that just started took it for one that was left behind
+            if not attempts_left:
+                raise
 
 
 def _enter_user_namespace() -> None:
