@@ -139,7 +139,7 @@ def test_every_byte_is_the_one_that_was_written(node: Node, bucket: Bucket, *, p
             fsx.close()
             node.flush(root)
             assert bucket.read("file") == fsx.model, fsx.done[-15:]
-            if number % 1000 == 0:
+            if number % max(1000, OPERATIONS // 20) < 500:  # a keeper gives up a mount whose daemons die all the time
                 os.kill(node.told()["pid"], signal.SIGKILL)
             fsx.reopen()
     fsx.close()

@@ -51,6 +51,17 @@ class Carrier:
             raise Transient(str(answer["error"]))
         return [(hash_from_text(digits), size) for digits, size in answer["files"]]
 
+    def warm(self) -> None:
+        """There will be something to upload: have the process ready by then. Does not wait."""
+        if self._process is None and self._lock.acquire(False):
+            try:
+                self._process = self._process or self._start()
+                self._used_at = time.monotonic()
+            except OSError:
+                pass  # whoever uploads tries again, and tells
+            finally:
+                self._lock.release()
+
     def rest(self) -> None:
         """End the process if it was not needed for a while: it holds memory."""
         if self._process is not None and time.monotonic() - self._used_at > _IDLE_SECONDS and self._lock.acquire(False):

@@ -82,6 +82,7 @@ class VolumeMount:
             Written(os.path.join(state, "written")),
             self._reserve,
             refusals,
+            carrier.warm,
         )
         self._device: Device | None = None
         self._gone = threading.Event()

@@ -53,6 +53,7 @@ class Uploads:
         written: Written,
         reserve: Reserve,
         refusals: Refusals,
+        warm: Callable[[], None],
     ) -> None:
         self._tree = tree
         self._journal = journal
@@ -69,6 +70,7 @@ class Uploads:
         self._written = written
         self._reserve = reserve
         self._refusals = refusals
+        self._warm = warm
         self._moved = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -142,6 +144,8 @@ class Uploads:
             try:
                 while not self._stopped and self._carry():
                     pause = _FIRST_PAUSE
+                if self._journal.intents:  # of files that are still being written
+                    self._warm()
                 self._failure = None
             except (Transient, Refused, OSError) as error:
                 self._failure = error.strerror or str(error)
