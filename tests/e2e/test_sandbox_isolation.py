@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import sandboxes
+from calls import Api
 from clients import Server, eventually
 from sandboxes import RawSandbox
 
@@ -103,3 +104,21 @@ def test_the_kernel_is_shared(box: RawSandbox) -> None:
     """Not a promise but the lack of one, as the documentation says."""
     with open("/proc/sys/kernel/osrelease") as file:
         assert box.shell("cat /proc/sys/kernel/osrelease") == file.read()
+
+
+def test_one_that_may_reach_nothing_is_still_of_use(server: Server) -> None:
+    box = sandboxes.create(server, environment={"RUNSTEAD_EGRESS": "none"})
+    health = "import os, urllib.request as r; print(r.urlopen(os.environ['HF_ENDPOINT'] + '/healthz').status)"
+    assert box.run(["python3", "-c", health])[0] == "200\n"
+    out = "import socket; s = socket.socket(); s.settimeout(2); s.connect(('192.0.2.1', 80))"
+    assert box.run(["python3", "-c", out])[2]["exit_code"] != 0
+    box.call("POST", "/processes", {"cmd": ["python3", "-m", "http.server", "8001", "--bind", "127.0.0.1"]})
+    assert eventually(lambda: box.call("GET", "/proxy/8001/").status == 200, 20)
+    box.cancel()
+
+
+@pytest.mark.parametrize("places", ["a/b", "a:99999", "10.0.0.0/33"])
+def test_a_list_of_no_places_is_refused(server: Server, places: str) -> None:
+    body = sandboxes.create_body("t" * 64, environment={"RUNSTEAD_EGRESS": places})
+    answer = Api(server).post(f"/api/jobs/{server.owner}", body)
+    assert (answer.status, "RUNSTEAD_EGRESS" in answer.error) == (400, True), answer
