@@ -373,7 +373,8 @@ async def test_the_death_of_the_supervisor_is_the_end_of_compartments(host: Room
 
 
 async def test_the_death_of_the_server_while_it_makes_compartments(host: Room) -> None:
-    task = asyncio.create_task(host.inside.make_compartments([new_id() for _ in range(40)], _LIMITS))
+    ids = [new_id() for _ in range(40)]
+    task = asyncio.create_task(host.inside.make_compartments(ids, _LIMITS))
     await asyncio.sleep(0.15)
     await host.site.restart()
     inside = await host.site.executor.inside(host.handle)
