@@ -333,3 +333,37 @@ async def test_a_kernel_of_its_own(tmp_path: Path) -> None:
         await executor.remove(handle)
     finally:
         await executor.close()
+
+
+async def test_without_user_namespaces_jobs_have_few_rights_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (lacking := problem()) is not None:
+        pytest.skip(lacking)
+    really = OciExecutor._try
+
+    async def lacks(self: OciExecutor, private_ids: bool, with_disks: bool) -> str | None:
+        return "not here" if private_ids else await really(self, private_ids, with_disks)
+
+    monkeypatch.setattr(OciExecutor, "_try", lacks)
+    (tmp_path / "data").mkdir()
+    runner = Runner(tmp_path, _oci("native")(tmp_path / "data", OneImage()))
+    capabilities = await runner.executor.open()
+    try:
+        assert not capabilities.private_ids
+        assert any("ids of this machine" in text and "not here" in text for text in capabilities.missing)
+        script = """
+            id -u; cat /proc/self/uid_map | tr -s ' '; grep -E 'Cap(Eff|Bnd)' /proc/self/status
+            mount -t tmpfs none /mnt || echo no mount; unshare -m true || echo no namespace
+            mknod /disk b 254 0 && cat /disk > /dev/null || echo no device; kill -9 1; cat /proc/1/environ /proc/1/maps /proc/1/fd/3 || echo no files
+            hostname x || echo no name; dmesg || echo no log; chroot / true && echo chroot
+        """
+        code, lines = await runner.shell(script)
+        assert code == 0
+        assert lines[:2] == ["0", " 0 0 4294967295"]
+        allowed = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
+        assert all(int(line.split()[1], 16) & ~allowed == 0 for line in lines[2:4])
+        for what in ("mount", "namespace", "device", "files", "name", "log"):
+            assert f"no {what}" in lines, lines
+    finally:
+        await runner.executor.close()
