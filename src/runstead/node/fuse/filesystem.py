@@ -24,7 +24,7 @@ _VALID_MS = 1000  # what the kernel may remember: others' changes are to be seen
 _DT_DIR, _DT_REG = 4, 8
 _RENAME_NOREPLACE = 1
 _NAME_MAX = 255
-_REFRESHES = 5
+_REFRESHES = 40  # of a folder in which this job writes meanwhile: each upload makes a list on its way worthless
 
 
 class FileSystem:
