@@ -1,10 +1,14 @@
 """The sandbox protocol as it is on the wire, in a dedicated sandbox."""
 
+import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -368,6 +372,97 @@ def test_an_upload_that_is_cut_changes_nothing_but_its_file(box: RawSandbox) -> 
     assert box.shell("echo alive") == "alive\n"
     box.write("/tmp/cut", b"whole")
     assert box.read("/tmp/cut") == b"whole"
+
+
+def test_large_files_need_no_memory(box: RawSandbox) -> None:
+    assert box.server.process is not None
+    before = _peak_bytes(box.server.process.pid)
+    size, piece = 256 * 2**20, b"x" * 2**20
+    connection = box.connect(100)
+    connection.putrequest("PUT", box.at("/files/write", {"path": "/tmp/large"}))
+    for name, value in {"Authorization": f"Bearer {box.server.token}", "X-Sandbox-Token": box.token}.items():
+        connection.putheader(name, value)
+    connection.putheader("Content-Length", str(size))
+    connection.endheaders()
+    for _ in range(size // len(piece)):
+        connection.send(piece)
+    answer = connection.getresponse()
+    assert json.loads(answer.read()) == {"path": "/tmp/large", "size": size}
+    connection.request("GET", box.at("/files/read", {"path": "/tmp/large"}), headers=box._headers({}))
+    answer = connection.getresponse()
+    time.sleep(0.5)  # who reads slowly makes the server wait, not collect
+    total = 0
+    while data := answer.read(2**20):
+        total += len(data)
+    connection.close()
+    box.shell("rm /tmp/large")
+    assert total == size
+    assert _peak_bytes(box.server.process.pid) - before < 64 * 2**20
+
+
+def _peak_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+# Ports
+
+SERVER = r"""
+import socketserver, sys
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.rfile.readline()
+        if b"upgrade: echo" in head.lower():
+            self.wfile.write(b"HTTP/1.1 101 Yes\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            while data := self.request.recv(65536):
+                self.wfile.write(data[::-1])
+        else:
+            self.wfile.write(b"HTTP/1.1 200 Yes\r\nContent-Type: text/event-stream\r\n")
+            self.wfile.write(b"Connection: close\r\n\r\n")
+            self.wfile.write(b"data: one\n\n")
+            open("/tmp/go-on").read()
+            self.wfile.write(b"data: two\n\n")
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+Server(("127.0.0.1", 8011), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def port(box: RawSandbox) -> str:
+    box.write("/tmp/server.py", SERVER.encode())
+    box.shell("rm -f /tmp/go-on; mkfifo /tmp/go-on")
+    box.call("POST", "/processes", {"cmd": ["python3", "/tmp/server.py"]})
+    assert eventually(lambda: "1F4B" in box.shell("cat /proc/net/tcp"), 20)  # 8011
+    return "/proxy/8011"
+
+
+def test_events_arrive_one_by_one(box: RawSandbox, port: str) -> None:
+    connection = box.connect()
+    connection.request("GET", box.at(f"{port}/events"), headers=box._headers({}))
+    answer = connection.getresponse()
+    assert answer.getheader("content-type") == "text/event-stream"
+    assert answer.readline() + answer.readline() == b"data: one\n\n"
+    box.shell("echo > /tmp/go-on")
+    assert answer.read() == b"data: two\n\n"
+    connection.close()
+
+
+def test_after_an_upgrade_bytes_go_both_ways(box: RawSandbox, port: str) -> None:
+    parts = urlsplit(box.server.url)
+    fields = box._headers({"Host": parts.netloc, "Connection": "Upgrade", "Upgrade": "echo"})
+    head = f"GET {box.at(port + '/ws')} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n"
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        connection.sendall(head.encode())
+        answer = connection.makefile("rb")
+        assert b" 101 " in answer.readline()
+        while answer.readline() != b"\r\n":
+            pass
+        for word in (b"abc", b"\0\xff" * 1000):
+            connection.sendall(word)
+            assert answer.read(len(word)) == word[::-1]
 
 
 # Refused at creation
