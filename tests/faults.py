@@ -126,6 +126,7 @@ def serve(plan: str, log: str, ready: str, words: list[str]) -> None:
     os.dup2(null, 0)
     for name in [name for name in os.environ if name.startswith(("RUNSTEAD_", "HF_"))]:
         del os.environ[name]
+    os.environ["RUNSTEAD_EXECUTOR_KIND"] = "process"
     fd = os.open(ready + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.rename(ready + ".new", ready)
     main(plan, "serve", *words, "--ready-fd", str(fd))
