@@ -29,6 +29,7 @@ from runstead.api.routes import create_api
 from runstead.api.sse import encode_log_lines
 from runstead.events.interface import LOGS, WORK, EventBus
 from runstead.events.local import LocalEventBus
+from runstead.executors.docker import DockerExecutor, DockerSettings
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.machine import find_machine
 from runstead.executors.native import NativeSettings
@@ -283,6 +284,17 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
         server_port=port,
         machine=_machine(settings),
     )
+    if chosen.kind == "docker":
+        engine = DockerSettings(
+            native,
+            socket=settings.docker.socket,
+            shared_memory_bytes=chosen.shared_memory,
+            ulimits=settings.docker.ulimits,
+            registries=settings.images.registries,
+            auth_file=settings.images.auth_file,
+            stall_seconds=settings.images.stall_seconds,
+        )
+        return DockerExecutor(data_dir, engine, wake)
     if no_containers(settings) is not None:
         return ProcessExecutor(data_dir, native, wake)
     images = ImageLibrary(data_dir / "images", settings.images)
@@ -294,7 +306,7 @@ def no_containers(settings: Settings) -> str | None:
     """Return why jobs do not run in containers of their images; None when they do, or are meant to."""
     chosen = settings.executor
     if chosen.kind != "auto":
-        return None if chosen.kind == "oci" else f'executor.kind = "{chosen.kind}"'
+        return None if chosen.kind in ("oci", "docker") else f'executor.kind = "{chosen.kind}"'
     return 'executor.isolation = "none"' if chosen.isolation == "none" else container_problem()
 
 

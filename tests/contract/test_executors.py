@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
+import engines
 from container_images import OneImage
+from registry import busybox_archive
+from runstead.executors.docker import DockerExecutor, DockerSettings
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.native import NativeExecutor, NativeSettings
 from runstead.executors.oci import OciExecutor, OciSettings
@@ -42,6 +45,7 @@ class Row:
     supervisor: Callable[[Path, Handle], int] | None = None  # the process beside the job, if it is ours to kill
     launcher: Callable[[Path], int] | None = None  # the process that starts those
     abandon: Callable[[Executor], None] = lambda _executor: None  # what a crash does that losing the object does not
+    only: tuple[str, ...] = ()  # the tests that can hold for it; (): all
 
 
 def _process(isolation: str) -> Callable[[Path, Callable[[str, str], None]], Executor]:
@@ -72,11 +76,63 @@ def _oci(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
     return OciExecutor(data_dir, settings, OneImage(), wake)
 
 
+def _docker(socket: Path) -> Callable[[Path, Callable[[str, str], None]], Executor]:
+    def build(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
+        native = NativeSettings(network="none", grace_seconds=1.0, pids_limit=600)
+        return DockerExecutor(data_dir, DockerSettings(native, socket=socket, ulimits=engines.ULIMITS), wake)
+
+    return build
+
+
+# Of an engine's containers less can be promised: no signal's number, only exit codes, and not whether a command
+# that is missing was never executed or ended with a shell's code, nor the order of lines on two streams.
+# Some of the rest needs Python in the image.
+_DOCKER = (
+    "test_a_running_attempt_is_running_and_has_a_start",
+    "test_exit_codes",
+    "test_the_working_directory_home_and_tmp_are_private_and_writable",
+    "test_starting_twice_gives_the_same_attempt",
+    "test_starting_at_the_same_time_starts_one",
+    "test_starting_what_has_ended_starts_nothing",
+    "test_two_servers_start_one",
+    "test_attempts_of_one_job_are_apart",
+    "test_a_new_executor_finds_what_runs_and_what_ended_meanwhile",
+    "test_names_that_could_become_paths_are_refused",
+    "test_stop_asks_first",
+    "test_stop_kills_after_the_grace",
+    "test_stop_ends_a_command_that_ignores_nothing_at_once",
+    "test_stop_of_what_has_ended_or_never_was_is_nothing",
+    "test_the_time_limit",
+    "test_the_time_limit_kills_who_does_not_listen",
+    "test_everything_ends_with_the_command",
+    "test_removing_ends_and_gives_back",
+    "test_handles_that_are_not_known_are_lost",
+    "test_the_death_of_the_launcher_harms_nobody",
+    "test_times_never_go_back_behind_an_earlier_attempt",
+    "test_a_line_wakes_at_once",
+    "test_secrets_are_with_the_job_only",
+)
+_IMAGE = "python:3.12"  # what every launch here names
+
 ROWS = [
     Row("process-full", _process("full"), True, _process_supervisor, _process_launcher, _process_abandon),
     Row("oci", _oci, True, _process_supervisor, _process_launcher, _process_abandon),
     Row("process-plain", _process("none"), False, _process_supervisor, _process_launcher, _process_abandon),
+    Row("docker", _docker(Path("none")), True, _process_supervisor, _process_launcher, _process_abandon, _DOCKER),
 ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "site" in metafunc.fixturenames:
+        rows = [row for row in ROWS if not row.only or metafunc.function.__name__ in row.only]
+        metafunc.parametrize("site", rows, ids=[row.name for row in rows], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[engines.RunningEngine]:
+    with engines.podman() as running:
+        running.load(busybox_archive(), _IMAGE)
+        yield running
 
 
 @dataclass
@@ -97,7 +153,7 @@ class Site:
             job_id=job_id,
             attempt=1,
             namespace="alice",
-            image="python:3.12",
+            image=_IMAGE,
             argv=argv,
             environment={},
             cpu_millicores=2000,
@@ -164,11 +220,13 @@ class Site:
         self.wakes.put_nowait((kind, job_id))
 
 
-@pytest.fixture(params=ROWS, ids=lambda row: row.name)
+@pytest.fixture
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
     if sys.platform != "linux":
         pytest.skip("these look into /proc")
     row: Row = request.param
+    if row.name == "docker":
+        row = replace(row, build=_docker(request.getfixturevalue("engine").socket))
     data_dir, log_dir = tmp_path / "data", tmp_path / "logs"
     data_dir.mkdir()
     log_dir.mkdir()

@@ -33,10 +33,10 @@ from runstead.model.errors import BackendFailure, Invalid, NotRunning, Unavailab
 from runstead.model.hardware import Machine
 from runstead.model.launches import AttemptState, ExitRecord, Handle, Launch, Observation, Usage
 from runstead.node import cgroups, launcher, places, removal, rundir, syscalls
-from runstead.node.request import NO_NETWORK, Container, Request, View
+from runstead.node.request import NO_NETWORK, Container, EngineContainer, Request, View
 
 # All that work in this way: one finds the attempts of another again when the server was told to use it instead.
-_KINDS = ("process", "oci")
+_KINDS = ("process", "oci", "docker")
 _HANDLE_VERSION = 1
 
 
@@ -68,10 +68,11 @@ class NativeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """What the root directory of one attempt is made of: a view of the machine, or an image."""
+    """What the root directory of one attempt is made of: a view of the machine, an image, or an engine's container."""
 
     view: View | None = None
     container: Container | None = None
+    engine: EngineContainer | None = None
     devices: tuple[str, ...] = ()  # device nodes, beside those everybody gets; for a view
     environment: Mapping[str, str] = field(default_factory=dict[str, str])  # weaker than what the launch says
 
@@ -126,7 +127,7 @@ class NativeExecutor(Executor):
         self._watching.listen()
         await self._launcher.open(self._instance)
         self._machine = self._settings.machine or await asyncio.to_thread(find_machine, self._data_dir)
-        self._places, missing = await asyncio.to_thread(cgroups.find_places, f"runstead-{self._instance}")
+        self._places, missing = await asyncio.to_thread(self._find_places)
         missing += await self._find_isolation()
         missing += await self._find_network()
         self._insides.divisible, self._insides.networks = self._can_divide(), self._network
@@ -311,6 +312,10 @@ class NativeExecutor(Executor):
         if rundir.read_json(str(self._node / launcher.SPARES)) != ground:
             rundir.write_json(str(self._node / launcher.SPARES), ground)
 
+    def _find_places(self) -> tuple[list[list[str]], list[str]]:
+        """Return where control groups of jobs can be made, and what is missing for them."""
+        return cgroups.find_places(f"runstead-{self._instance}")
+
     async def _find_network(self) -> list[str]:
         """Make jobs a private network if we may; return what is missing for it."""
         wish, egress = self._settings.network, self._settings.egress
@@ -408,6 +413,7 @@ class NativeExecutor(Executor):
             mounts=[[str(one.source), one.target, "ro" if one.read_only else "rw"] for one in launch.mounts],
             view=root.view,
             container=root.container,
+            engine=root.engine,
         )
 
     async def _ask(self, request: Request, name: str) -> None:

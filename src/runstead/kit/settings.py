@@ -249,10 +249,11 @@ class JobsSettings(Section):
 class ExecutorSettings(Section):
     """What runs jobs, and how much of the machine they get."""
 
-    kind: Literal["auto", "oci", "process"] = Field(
+    kind: Literal["auto", "oci", "process", "docker"] = Field(
         default="auto",
         description="What runs jobs. `oci`: containers of the images that jobs name; needs root on Linux. `process`: "
         "Linux processes in namespaces of their own over this machine's own file system, whatever image they name. "
+        "`docker`: containers of the engine that this machine runs already, see `[docker]`; the choice on macOS. "
         "`auto` is oci where this machine can do it, else process; for the servers of `runstead exec`, process.",
     )
     isolation: Literal["auto", "full", "none"] = Field(
@@ -519,6 +520,21 @@ class FlavorSettings(Section):
     pretty_name: str | None = Field(default=None, description="Name for people. Unset: made from the amounts.")
 
 
+class DockerSettings(Section):
+    """The container engine that runs jobs where executor.kind is docker: Docker, or a compatible one."""
+
+    socket: Annotated[Path, AfterValidator(_path)] | None = Field(
+        default=None,
+        description="The engine's unix socket. Unset: `$DOCKER_HOST`, else the first of /var/run/docker.sock, "
+        "~/.docker/run/docker.sock, /run/podman/podman.sock and /run/user/<id>/podman/podman.sock that is there.",
+    )
+    ulimits: Names = Field(
+        default=(),
+        description="Limits of processes in jobs as `name=soft:hard`, such as `nofile=1024:4096, nproc=4096:4096`. "
+        "Empty: the engine's own. An engine that may not set its own ones says `error setting rlimit`.",
+    )
+
+
 class Settings(Section):
     """All settings of one server, effective and checked."""
 
@@ -526,6 +542,7 @@ class Settings(Section):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     executor: ExecutorSettings = Field(default_factory=ExecutorSettings)
+    docker: DockerSettings = Field(default_factory=DockerSettings)
     proxy: ProxySettings = Field(default_factory=ProxySettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     images: ImageSettings = Field(default_factory=ImageSettings)
@@ -550,6 +567,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "database": DatabaseSettings,
     "jobs": JobsSettings,
     "executor": ExecutorSettings,
+    "docker": DockerSettings,
     "proxy": ProxySettings,
     "storage": StorageSettings,
     "images": ImageSettings,
@@ -667,6 +685,7 @@ def _complaint(error: Mapping[str, Any], effective: Mapping[str, Given]) -> str:
 __all__ = [
     "SECTIONS",
     "DatabaseSettings",
+    "DockerSettings",
     "EffectiveSettings",
     "ExecutorSettings",
     "FlavorSettings",

@@ -21,7 +21,7 @@ import time
 
 from runstead.node import cgroups, framing, rundir, supervise, syscalls
 from runstead.node.inside import agent
-from runstead.node.request import Request
+from runstead.node.request import ENGINE, Request
 from runstead.node.seed import Seed
 
 TYPE_CHECKING = False
@@ -155,7 +155,7 @@ def _wait_for_work(spare: Spare, data_dir: str) -> None:
     _become_supervisor()
     ground = rundir.read_json(os.path.join(data_dir, "node", SPARES))
     seed: Seed | None = None
-    if ground is not None and ground["isolation"] != "none":
+    if ground is not None and ground["isolation"] not in ("none", ENGINE):
         try:
             seed = Seed(ground["isolation"], ground["cgroups"], f"{cgroups.SPARE}{os.getpid()}")
         except OSError:
@@ -227,7 +227,13 @@ def _start(request: Request, connection: socket.socket, data_dir: str, seed: See
         rundir.await_settled(path)
         connection.sendall(framing.encode({"ok": True, "existing": True}))
         return
-    supervise.Supervisor(request, data_dir, path, lock, seed).run(connection)
+    kind = supervise.Supervisor
+    if request.engine is not None:
+        # Only here: what it needs to speak HTTP would be in the memory of every other supervisor.
+        from runstead.node.engine_supervisor import EngineSupervisor
+
+        kind = EngineSupervisor
+    kind(request, data_dir, path, lock, seed).run(connection)
 
 
 def _protect() -> None:

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
 
 
 NO_NETWORK = "none"  # nothing but a loopback of its own
+ENGINE = "engine"  # isolation is the business of a container engine
 
 
 class View:
@@ -116,6 +117,45 @@ class Container:
         self.runtime = runtime  # path of the OCI runtime that makes the container; empty: we do
 
 
+class EngineContainer:
+    """What a container engine of the machine is asked for, beside what the request says."""
+
+    __slots__ = (
+        "binds",
+        "environment",
+        "image",
+        "instance",
+        "name",
+        "network",
+        "shared_memory_bytes",
+        "socket",
+        "ulimits",
+    )
+
+    def __init__(
+        self,
+        *,
+        socket: str,
+        name: str,
+        instance: str,
+        image: str,
+        network: str,
+        environment: dict[str, str],
+        binds: list[str],
+        shared_memory_bytes: int,
+        ulimits: "list[list[Any]]",
+    ) -> None:
+        self.socket = socket  # path
+        self.name = name  # of the container
+        self.instance = instance
+        self.image = image  # which the engine has
+        self.network = network  # as the engine calls it
+        self.environment = environment  # what all jobs get; weaker than what the launch says
+        self.binds = binds  # files and directories of the machine, shown read-only where they are
+        self.shared_memory_bytes = shared_memory_bytes  # of /dev/shm
+        self.ulimits = ulimits  # [name, soft, hard]
+
+
 class Request:
     """One attempt to start."""
 
@@ -127,6 +167,7 @@ class Request:
         "container",
         "cpu_millicores",
         "devices",
+        "engine",
         "environment",
         "grace_seconds",
         "hosts",
@@ -171,6 +212,7 @@ class Request:
         mounts: list[list[str]],
         view: View | None,
         container: Container | None,
+        engine: EngineContainer | None = None,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
@@ -187,7 +229,7 @@ class Request:
         self.log_not_before = log_not_before  # microseconds since 1970
         self.log_limit_bytes = log_limit_bytes
         self.preamble = preamble
-        self.isolation = isolation  # "root", "user" or "none"
+        self.isolation = isolation  # "root", "user", "none", or ENGINE
         self.network = network  # path of a network namespace, or NO_NETWORK; None: the machine's own
         self.address = address  # of the job in that network
         self.hosts = hosts  # names that the job knows without asking anybody: [address, name]
@@ -195,6 +237,7 @@ class Request:
         self.mounts = mounts  # volumes: [directory of the machine, absolute path in the job, "ro" or "rw"]
         self.view = view  # of the machine, for a job that runs on its system; else None
         self.container = container  # for a job that runs from an image; else None
+        self.engine = engine  # for a job that a container engine runs; else None
 
     def fill(self, text: str) -> str:
         """Put what is known of this attempt into the text of a small file."""
@@ -207,7 +250,7 @@ class Request:
     def to_message(self) -> "dict[str, Any]":
         """Return the form that travels."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        for key, kind in (("view", View), ("container", Container)):
+        for key, kind in _PARTS:
             if fields[key] is not None:
                 fields[key] = {name: getattr(fields[key], name) for name in kind.__slots__}
         return {"op": "start", **fields}
@@ -216,7 +259,10 @@ class Request:
     def from_message(message: "dict[str, Any]") -> "Request":
         """Read the form that travels. Raises TypeError when sender and receiver are of different versions."""
         fields = {name: value for name, value in message.items() if name != "op"}
-        for key, kind in (("view", View), ("container", Container)):
+        for key, kind in _PARTS:
             if fields[key] is not None:
                 fields[key] = kind(**fields[key])
         return Request(**fields)
+
+
+_PARTS = (("view", View), ("container", Container), ("engine", EngineContainer))

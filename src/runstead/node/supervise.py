@@ -50,7 +50,7 @@ class Waker:
         return True
 
 
-class _NotStarted(Exception):
+class NotStarted(Exception):
     """The command never ran."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
@@ -98,7 +98,7 @@ class Supervisor:
         self._tell_of_lines()
         try:
             self._start()
-        except _NotStarted as error:
+        except NotStarted as error:
             self._finish_unstarted(error.message, error.code)
         except OSError as error:
             self._finish_unstarted(f"the job's surroundings could not be made: {error}", None)
@@ -184,8 +184,8 @@ class Supervisor:
             return
         if answer[:1] == b"F":
             report = json.loads(answer[1:])
-            raise _NotStarted(str(report["message"]), report["code"])
-        raise _NotStarted("the job's first process died before the command was executed")
+            raise NotStarted(str(report["message"]), report["code"])
+        raise NotStarted("the job's first process died before the command was executed")
 
     def _start_plain(self, shared: str, writer: int) -> None:
         request = self._request
@@ -232,7 +232,7 @@ class Supervisor:
         if text:
             os.waitpid(self._child, 0)
             failure = json.loads(text)
-            raise _NotStarted(str(failure["message"]), failure["code"])
+            raise NotStarted(str(failure["message"]), failure["code"])
 
     def _environment(self) -> dict[str, str]:
         """Return the environment of an isolated command, but for what only its own root can tell."""
@@ -332,10 +332,7 @@ class Supervisor:
             self._signal(signal.SIGKILL)
         if self._give_up_at is not None and now >= self._give_up_at:
             self._give_up_at = now + _KILL_SECONDS
-            if self._agent is None:
-                os.kill(self._child, signal.SIGKILL)
-            else:
-                self._signal(signal.SIGKILL)
+            self._insist()
 
     def _signal(self, number: int) -> None:
         if self._agent is not None:
@@ -349,6 +346,13 @@ class Supervisor:
             self._talk.send(b"T" if number == signal.SIGTERM else b"K")
         except OSError:
             return  # it is ending already
+
+    def _insist(self) -> None:
+        """Kill once more what was told to end and did not."""
+        if self._agent is None:
+            os.kill(self._child, signal.SIGKILL)
+        else:
+            self._signal(signal.SIGKILL)
 
     def _take_status(self) -> None:
         """The command ended: note how, and see to it that nothing of it goes on."""
@@ -388,7 +392,7 @@ class Supervisor:
         reason, message = self._reason or "exited", None
         if reason == "exited" and code != 0 and (self._group.memory_kills() or self._was_killed_below(number)):
             reason = "oom"
-            message = f"the job used more than its {_size(self._request.memory_bytes)} of memory and was killed"
+            message = f"the job used more than its {size_text(self._request.memory_bytes)} of memory and was killed"
         elif reason == "exited" and self._cut_off:
             message = "the job was killed from outside, by this machine's administrator or for lack of memory"
         self._record(reason, code, number, message)
@@ -475,7 +479,8 @@ def _pipe(user: int | None) -> tuple[int, int]:
     return reader, writer
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Return a number of bytes for people."""
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= factor:
             return f"{count / factor:.4g} {unit}"

@@ -6,6 +6,7 @@ import pytest
 
 from runstead import app
 from runstead.cli.throwaway import isolated
+from runstead.executors.docker import DockerExecutor
 from runstead.executors.oci import OciExecutor
 from runstead.executors.process import ProcessExecutor
 from runstead.kit.settings import Settings, load_settings
@@ -23,6 +24,7 @@ def _settings(tmp_path: Path, **flags: str) -> Settings:
         ({}, "no root", ProcessExecutor),
         ({"isolation": "none"}, None, ProcessExecutor),
         ({"kind": "process"}, None, ProcessExecutor),
+        ({"kind": "docker"}, "no root", DockerExecutor),
         ({"kind": "oci"}, "no root", OciExecutor),  # whose opening says why it cannot
     ],
 )
@@ -33,7 +35,7 @@ def test_settings_choose_and_auto_takes_the_best(
     settings = _settings(tmp_path, **flags)
     assert type(app.build_executor(settings, lambda _kind, _job_id: None)) is expected
     reason = app.no_containers(settings)
-    assert (reason is None) == (expected is OciExecutor)
+    assert (reason is None) == (expected in (OciExecutor, DockerExecutor))
     if not flags:
         assert reason == lacking
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from runstead.node import framing
-from runstead.node.request import Container, Request, View
+from runstead.node.request import Container, EngineContainer, Request, View
 
 
 def _view() -> View:
@@ -81,6 +81,23 @@ def test_a_request_survives_the_journey(view: View | None, container: Container 
         message = framing.receive(theirs)
     assert message is not None
     assert message["op"] == "start"
+    assert Request.from_message(message).to_message() == sent.to_message()
+
+
+def test_what_an_engine_is_asked_survives_the_journey() -> None:
+    sent = _request(None, None)
+    sent.engine = EngineContainer(
+        socket="/run/docker.sock",
+        name="runstead-1-a-1",
+        instance="1",
+        image="sha256:0",
+        network="none",
+        environment={"A": "1"},
+        binds=["/etc/ssl"],
+        shared_memory_bytes=1,
+        ulimits=[["nofile", 1, 2]],
+    )
+    message = framing.decode(framing.encode(sent.to_message())[4:])
     assert Request.from_message(message).to_message() == sent.to_message()
 
 

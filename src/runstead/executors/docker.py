@@ -1,0 +1,303 @@
+"""The `docker` executor: jobs are containers of an engine that the machine already runs, Docker's or a compatible one.
+
+For machines whose administrators want one engine, and for macOS. The engine makes containers and keeps images; the
+log, the deadline and the last word are those of our own supervisor beside each attempt, as everywhere.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runstead.executors.engine_images import EngineImages, unreachable
+from runstead.executors.inside import Inside
+from runstead.executors.interface import Capabilities
+from runstead.executors.native import NativeExecutor, NativeSettings, Root
+from runstead.model.errors import BackendFailure, Invalid, Unavailable, Unsupported
+from runstead.model.hardware import Machine
+from runstead.model.launches import Handle, Launch, Usage
+from runstead.node import rundir, syscalls
+from runstead.node.engine import ATTEMPT, INSTANCE, JOB, Engine, EngineError
+from runstead.node.request import ENGINE, EngineContainer
+
+# Where engines listen; the first that is there is taken.
+USUAL_SOCKETS = (
+    "/var/run/docker.sock",
+    "~/.docker/run/docker.sock",
+    "/run/podman/podman.sock",
+    "/run/user/{user}/podman/podman.sock",
+)
+_NO_WAY_IN = "there is no way into containers of an engine yet (executor.kind = docker)"
+_SECONDS = 30.0
+_REMOVALS = 40  # looks at a container whose removal somebody else has begun, before we give up
+_REMOVAL_PAUSE_SECONDS = 0.25
+_NETWORKS = {"auto": "bridge", "private": "bridge", "host": "host", "none": "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class DockerSettings:
+    """Settings of the docker executor."""
+
+    native: NativeSettings = field(default_factory=NativeSettings)
+    # The engine's; None: `$DOCKER_HOST`, else the first of the usual ones.
+    socket: Path | None = None
+    # Of /dev/shm in each job.
+    shared_memory_bytes: int = 64 << 20
+    # Of the processes of each job: name=soft:hard; () leaves them to the engine.
+    ulimits: tuple[str, ...] = ()
+    # The only registries that jobs may name images of; empty: all.
+    registries: tuple[str, ...] = ()
+    # Credentials of registries; None: the usual files of the server's user.
+    auth_file: Path | None = None
+    # How long the engine may be silent while it pulls.
+    stall_seconds: float = 300.0
+
+
+class DockerExecutor(NativeExecutor):
+    """Runs attempts in containers of an engine."""
+
+    KIND = "docker"
+
+    def __init__(self, data_dir: Path, settings: DockerSettings, wake: Callable[[str, str], None]) -> None:
+        """See NativeExecutor."""
+        super().__init__(data_dir, settings.native, wake)
+        self._wanted = settings
+        self._socket = ""
+        self._engine = Engine("")
+        self._images = EngineImages("", (), None, 0)
+        self._ulimits = [_ulimit(text) for text in settings.ulimits]
+        self._network_name = _NETWORKS[settings.native.network]
+        self._gateway: str | None = None
+        self._info: Mapping[str, Any] = {}
+
+    async def open(self) -> Capabilities:
+        """See Executor."""
+        if self._settings.egress is not None:
+            raise Unavailable("executor.egress is not possible with executor.kind = docker: the engine has the network")
+        self._socket = find_socket(self._wanted.socket, os.environ)
+        self._engine = Engine(self._socket)
+        wanted = self._wanted
+        self._images = EngineImages(self._socket, wanted.registries, wanted.auth_file, wanted.stall_seconds)
+        try:
+            self._info = await asyncio.to_thread(self._engine.call, "GET", "/info", seconds=_SECONDS)
+        except (OSError, EngineError) as error:
+            raise Unavailable(unreachable(self._socket, error)) from error
+        self._gateway = await asyncio.to_thread(self._find_gateway)
+        return await super().open()
+
+    async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
+        """See Executor."""
+        await self._images.get(launch.image, tell)
+
+    async def start(self, launch: Launch) -> Handle:
+        """See Executor."""
+        if not launch.argv:
+            raise Invalid(f"nothing would run in the job: {_NO_WAY_IN}", "command")
+        return await super().start(launch)
+
+    async def remove(self, handle: Handle) -> None:
+        """See Executor."""
+        name = self._name_of(handle)
+        if name is None:
+            return
+        await super().remove(handle)
+        # Also what a supervisor that was killed left running. Should this fail, `owned` finds it by its labels.
+        await asyncio.to_thread(self._remove_container, self._container_name(name))
+
+    async def inside(self, handle: Handle) -> Inside:
+        """See Executor."""
+        raise Unsupported(f"{_NO_WAY_IN}: {handle.data.get('job_id')}")
+
+    async def owned(self) -> list[tuple[str, int, Handle]]:
+        """See Executor."""
+        found = await super().owned()
+        known = {(job_id, attempt) for job_id, attempt, _ in found}
+        names = await asyncio.to_thread(self._left_containers)
+        lost = [(parsed, name) for name in names if (parsed := rundir.parse_name(name)) and parsed not in known]
+        return [*found, *((*parsed, self._handle(name)) for parsed, name in lost)]
+
+    async def usage(self, handle: Handle) -> Usage | None:
+        """See Executor."""
+        name = self._name_of(handle)
+        if name is None or not self._attempts.alive(name):
+            return None
+        path = f"/containers/{self._container_name(name)}/stats"
+        query = {"stream": "false", "one-shot": "true"}
+        try:
+            seen = await asyncio.to_thread(self._engine.call, "GET", path, query=query, seconds=_SECONDS)
+        except (OSError, EngineError):
+            return None
+        return _usage(seen) if seen else None
+
+    # What NativeExecutor asks
+
+    async def _find_isolation(self) -> list[str]:
+        self._isolation = ENGINE
+        return []
+
+    def _find_places(self) -> tuple[list[list[str]], list[str]]:
+        return [], []  # the engine's business
+
+    async def _find_network(self) -> list[str]:
+        return []
+
+    async def _root(self, launch: Launch) -> Root:
+        image = await self._images.get(launch.image, lambda _line: None)
+        lines: list[str] = _part(image, "Config").get("Env") or []
+        known = {line.partition("=")[0] for line in lines}
+        passed = {name: value for name, value in self._passed_environment().items() if name not in known}
+        shown = await asyncio.to_thread(_files, passed)
+        container = EngineContainer(
+            socket=self._socket,
+            name=self._container_name(self._name(launch.job_id, launch.attempt)),
+            instance=self._instance,
+            image=str(image["Id"]),
+            network=self._network_name,
+            environment=passed,
+            binds=shown,
+            shared_memory_bytes=self._wanted.shared_memory_bytes,
+            ulimits=list(self._ulimits),
+        )
+        return Root(engine=container)
+
+    def _describe(self, found: Capabilities) -> Capabilities:
+        missing = ["GPUs are not given to jobs by this executor"] if self._machine and self._machine.gpus else []
+        return replace(
+            found,
+            images=True,
+            private_network=self._network_name != "host",
+            machine=self._smaller(found.machine),
+            missing=(*found.missing, *missing),
+            volumes=syscalls.LINUX,
+            without_volumes="the engine's containers run in a virtual machine, which does not see what is mounted here",
+            inside=False,
+            compartments=False,
+            egress=False,
+            ports=False,
+            without_ports=_NO_WAY_IN,
+            without_groups="network groups are not possible with containers of an engine (executor.kind = docker)",
+        )
+
+    def _shared_address(self) -> str | None:
+        return "127.0.0.1" if self._network_name == "host" and syscalls.LINUX else None
+
+    def _host_address(self) -> str | None:
+        return self._gateway if self._network_name == "bridge" else self._shared_address()
+
+    def _smaller(self, machine: Machine | None) -> Machine | None:
+        """Return the machine as the engine sees it, which may be a part of it, without what jobs cannot have."""
+        if machine is None or machine is self._settings.machine:
+            return None if machine is None else replace(machine, gpus=())
+        processors, memory = self._info.get("NCPU") or 0, self._info.get("MemTotal") or 0
+        return replace(
+            machine,
+            cpu_millicores=min(machine.cpu_millicores, processors * 1000) or machine.cpu_millicores,
+            memory_bytes=min(machine.memory_bytes, memory) or machine.memory_bytes,
+            gpus=(),
+        )
+
+    # The engine
+
+    def _container_name(self, name: str) -> str:
+        return f"runstead-{self._instance}-{name}"
+
+    def _find_gateway(self) -> str | None:
+        """Return the machine's address on the engine's bridge, if it is an address of this machine already."""
+        try:
+            network = self._engine.call("GET", "/networks/bridge", seconds=_SECONDS)
+            address = str(network["IPAM"]["Config"][0]["Gateway"])
+            with socket.socket() as trial:
+                trial.bind((address, 0))
+        except (OSError, EngineError, LookupError, TypeError):
+            return None
+        return address
+
+    def _remove_container(self, name: str) -> None:
+        for _ in range(_REMOVALS):
+            try:
+                self._engine.remove(name)
+            except EngineError as error:
+                if error.status != 409:
+                    raise BackendFailure(f"the engine does not remove the container: {error}: {name}") from error
+                time.sleep(_REMOVAL_PAUSE_SECONDS)  # somebody else is at it
+            except OSError as error:
+                raise Unavailable(unreachable(self._socket, error)) from error
+            else:
+                return
+        raise BackendFailure(f"the engine does not come to an end with removing the container: {name}")
+
+    def _left_containers(self) -> list[str]:
+        """Return the names of our attempts that the engine has containers of."""
+        wanted = json.dumps({"label": [f"{INSTANCE}={self._instance}"]})
+        try:
+            rows: list[Any] = (
+                self._engine.call("GET", "/containers/json", query={"all": "true", "filters": wanted}) or []
+            )
+        except (OSError, EngineError) as error:
+            raise Unavailable(unreachable(self._socket, error)) from error
+        return [f"{row['Labels'].get(JOB)}-{row['Labels'].get(ATTEMPT)}" for row in rows]
+
+
+def find_socket(wanted: Path | None, environment: Mapping[str, str]) -> str:
+    """Return the path of the engine's socket. Raises Unavailable."""
+    if wanted is not None:
+        return str(wanted)
+    if named := environment.get("DOCKER_HOST"):
+        if not named.startswith("unix://"):
+            raise Unavailable(f"only engines on a unix socket of this machine can be used: DOCKER_HOST={named}")
+        return named.removeprefix("unix://")
+    usual = [os.path.expanduser(path.format(user=os.getuid())) for path in USUAL_SOCKETS]  # noqa: PTH111 (a string)
+    for path in usual:
+        if Path(path).is_socket():
+            return path
+    raise Unavailable(
+        f"no container engine was found: there is no {', '.join(usual)}; start one, "
+        "or name its socket with docker.socket"
+    )
+
+
+def _ulimit(text: str) -> list[str | int]:
+    """Read `nofile=1024:4096`, as engines' tools write it. Raises Unavailable."""
+    name, _, value = text.partition("=")
+    soft, _, hard = value.partition(":")
+    try:
+        return [name, int(soft), int(hard or soft)]
+    except ValueError as error:
+        raise Unavailable(
+            f"a limit of docker.ulimits is no name=soft:hard, such as nofile=1024:4096: {text}"
+        ) from error
+
+
+def _files(environment: Mapping[str, str]) -> list[str]:
+    """Return what variables name of this machine, certificates above all."""
+    return list(
+        dict.fromkeys(value for value in environment.values() if value.startswith("/") and Path(value).exists())
+    )
+
+
+def _usage(seen: Mapping[str, Any]) -> Usage | None:
+    if "usage" not in _part(seen, "memory_stats"):
+        return None  # it does not run
+    memory, detail = _part(seen, "memory_stats"), _part(seen, "memory_stats", "stats")
+    cached = detail.get("inactive_file") or detail.get("cache") or 0
+    networks: list[Any] = list(_part(seen, "networks").values())
+    return Usage(
+        at=datetime.fromtimestamp(time.time(), UTC),
+        cpu_seconds=(_part(seen, "cpu_stats", "cpu_usage").get("total_usage") or 0) / 1e9,
+        memory_used_bytes=max(int(memory["usage"]) - int(cached), 0),
+        rx_bytes=sum(int(one.get("rx_bytes") or 0) for one in networks),
+        tx_bytes=sum(int(one.get("tx_bytes") or 0) for one in networks),
+    )
+
+
+def _part(value: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """Return an object inside of an answer; engines leave out, or make null, what they do not know."""
+    for name in names:
+        value = value.get(name) or {}
+    return value

@@ -1,0 +1,312 @@
+"""Stands beside an attempt that a container engine of the machine runs.
+
+The log, the deadline, stop requests and the last word are those of every supervisor; what differs is that the
+processes are the engine's, and that all that is done to them goes through its socket.
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+
+from runstead.node import rundir
+from runstead.node.engine import ATTEMPT, INSTANCE, JOB, Engine, EngineError, Frames
+from runstead.node.logformat import LINE_LIMIT
+from runstead.node.logwriter import READ_BYTES
+from runstead.node.request import NO_NETWORK, EngineContainer, Request
+from runstead.node.seed import Seed
+from runstead.node.supervise import NotStarted, Supervisor, size_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_RETRY_SECONDS = 1.0  # while the engine does not answer, as when it is restarted
+_SETTLE_SECONDS = 0.05
+_DRAIN_SECONDS = 2.0  # for what the engine has not passed on yet when the container has ended
+_REMOVE_SECONDS = 2.5  # less than a remover waits for us
+_ENDED = ("exited", "stopped", "dead", "removing")
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+# How the engines' inits say that there is no such command; they end with the code of a shell then.
+_INIT_FAILURES = (b"[FATAL tini", b"ERROR (catatonit")
+
+
+class EngineSupervisor(Supervisor):
+    """One attempt in a container of an engine."""
+
+    def __init__(self, request: Request, data_dir: str, path: str, lock: int, seed: Seed | None) -> None:
+        super().__init__(request, data_dir, path, lock, seed)
+        assert request.engine is not None
+        self._asked: EngineContainer = request.engine
+        self._engine = Engine(self._asked.socket)
+        self._frames = Frames()
+        self._attached: socket.socket | None = None
+        self._waiting: socket.socket | None = None
+        self._poll = select.poll()
+        self._attach_at: float | None = None  # when to look for more output, which was cut off
+        self._attach_pause = _RETRY_SECONDS
+        self._look_at: float | None = None  # when to ask the engine again
+        self._state: dict[str, Any] | None = None  # as the engine says, once the container has ended
+        self._first = b""  # of the output
+        self._tails: dict[int, bytes] = {}  # of each stream: a line whose end has not come yet
+
+    # Start
+
+    def _start(self) -> None:
+        try:
+            self._create()
+            self._attached = self._engine.attach(self._asked.name)
+            try:
+                self._engine.call("POST", f"/containers/{self._asked.name}/start")
+            except EngineError as error:
+                missing = "not found" in str(error) or "no such file" in str(error).lower()
+                raise NotStarted(str(error), _NOT_FOUND if missing else _NOT_EXECUTABLE) from error
+        except EngineError as error:
+            raise NotStarted(f"the engine made no container: {error}") from error
+
+    def _create(self) -> None:
+        body = self._wanted(init=True)
+        try:
+            self._post(body)
+        except EngineError as error:
+            if "init" not in str(error):
+                raise
+            self._log.say(f"runstead: no init process in this container: {error}")
+            self._post(self._wanted(init=False))
+
+    def _post(self, body: "dict[str, Any]") -> None:
+        query = {"name": self._asked.name}
+        try:
+            self._engine.call("POST", "/containers/create", query=query, body=body)
+        except EngineError as error:
+            if error.status != 409 and "already in use" not in str(error):
+                raise
+            # The directory of this attempt is new, so whatever has its name was left by one that is gone.
+            self._engine.remove(self._asked.name)
+            self._engine.call("POST", "/containers/create", query=query, body=body)
+
+    def _wanted(self, *, init: bool) -> "dict[str, Any]":
+        request, asked = self._request, self._asked
+        network = "none" if request.network == NO_NETWORK else asked.network
+        host: dict[str, Any] = {
+            "Init": init,
+            "NetworkMode": network,
+            "SecurityOpt": ["no-new-privileges"],
+            "LogConfig": {"Type": "none"},  # the log is ours
+            "RestartPolicy": {"Name": "no"},
+            "ShmSize": asked.shared_memory_bytes,
+            "Ulimits": [{"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in asked.ulimits],
+            "Mounts": [
+                {"Type": "bind", "Source": source, "Target": target, "ReadOnly": mode == "ro"}
+                for source, target, mode in [*request.mounts, *([path, path, "ro"] for path in asked.binds)]
+            ],
+        }
+        if request.memory_bytes:
+            host["Memory"] = host["MemorySwap"] = request.memory_bytes
+        if request.cpu_millicores:
+            host["NanoCpus"] = request.cpu_millicores * 1_000_000
+        if request.pids_limit:
+            host["PidsLimit"] = request.pids_limit
+        environment = {"LANG": "C.UTF-8", **asked.environment, **request.environment}
+        return {
+            "Image": asked.image,
+            "Entrypoint": request.argv[:1],
+            "Cmd": request.argv[1:],
+            "Env": [f"{name}={value}" for name, value in environment.items()],
+            "Labels": {INSTANCE: asked.instance, JOB: request.job_id, ATTEMPT: str(request.attempt)},
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "HostConfig": host,
+            **({} if network == "host" else {"Hostname": request.job_id}),
+        }
+
+    # While it runs
+
+    def _attend(self) -> None:
+        self._poll.register(self._control, select.POLLIN)
+        if self._attached is not None:
+            self._poll.register(self._attached, select.POLLIN)
+        self._watch()
+        while self._state is None:
+            for fd, _event in self._poll.poll(self._wait_millis()):
+                if fd == self._control.fileno():
+                    self._obey()
+                elif self._attached is not None and fd == self._attached.fileno():
+                    self._take_output()
+                elif self._waiting is not None and fd == self._waiting.fileno():
+                    self._hear_end()
+            self._keep_time()
+
+    def _wait_millis(self) -> int:
+        moments = [moment for moment in (self._attach_at, self._look_at) if moment is not None]
+        nearest = int((min(moments) - time.monotonic()) * 1000) + 1 if moments else 3_600_000
+        return max(min(super()._wait_millis(), nearest), 0)
+
+    def _keep_time(self) -> None:
+        super()._keep_time()
+        now = time.monotonic()
+        if self._look_at is not None and now >= self._look_at:
+            self._look_at = None
+            self._look()
+        if self._attach_at is not None and now >= self._attach_at and self._state is None:
+            self._attach_at = None
+            self._look()
+            if self._state is None:
+                self._attach_again()
+
+    def _watch(self) -> None:
+        """Have the engine tell of the end."""
+        try:
+            self._waiting = self._engine.wait(self._asked.name)
+        except OSError:
+            self._look_at = time.monotonic() + _RETRY_SECONDS
+        else:
+            self._poll.register(self._waiting, select.POLLIN)
+
+    def _hear_end(self) -> None:
+        """Take what the engine answers: only that it closes the connection says something."""
+        assert self._waiting is not None
+        try:
+            if self._waiting.recv(65536):
+                return
+        except OSError:
+            pass
+        self._poll.unregister(self._waiting)
+        self._waiting.close()
+        self._waiting = None
+        self._look()
+
+    def _look(self) -> None:
+        try:
+            state = self._engine.call("GET", f"/containers/{self._asked.name}/json", seconds=10)["State"]
+        except EngineError as error:
+            if error.status == 404:
+                self._state = {}  # somebody removed it
+            else:
+                self._look_at = time.monotonic() + _RETRY_SECONDS
+        except OSError:
+            self._look_at = time.monotonic() + _RETRY_SECONDS
+        else:
+            if state["Status"] in _ENDED:
+                self._state = state
+            elif self._waiting is None:
+                time.sleep(_SETTLE_SECONDS)  # an engine that answers too early is not asked in a spin
+                self._watch()
+
+    def _take_output(self) -> None:
+        assert self._attached is not None
+        try:
+            block = self._attached.recv(READ_BYTES)
+        except OSError:
+            block = b""
+        if block:
+            self._feed(block)
+            self._tell_of_lines()
+            return
+        self._poll.unregister(self._attached)
+        self._attached.close()
+        self._attached = None
+        # The end of the output is mostly the job's, and told sooner than that; engines have forgotten to tell that.
+        self._look_at = time.monotonic() + _SETTLE_SECONDS
+        self._attach_at = time.monotonic() + self._attach_pause
+
+    def _feed(self, block: bytes) -> None:
+        """Take output, lines as a whole: the engine mixes what came by two pipes anywhere."""
+        for stream, piece in self._frames.feed(block):
+            self._first = self._first or piece[:64]
+            data = self._tails.get(stream, b"") + piece
+            cut = data.rfind(b"\n") + 1
+            if cut:
+                self._log.feed(data[:cut])
+            tail = data[cut:]
+            if len(tail) >= LINE_LIMIT:
+                self._log.feed(tail[:LINE_LIMIT] + b"\n")
+                tail = tail[LINE_LIMIT:]
+            self._tails[stream] = tail
+
+    def _feed_tails(self) -> None:
+        for tail in self._tails.values():
+            if tail:
+                self._log.feed(tail + b"\n")
+        self._tails.clear()
+
+    def _attach_again(self) -> None:
+        """Go on with output after the engine was restarted; a job that closed its output has none, ever rarer asked."""
+        try:
+            self._attached = self._engine.attach(self._asked.name)
+        except (OSError, EngineError):
+            self._attach_at = time.monotonic() + self._attach_pause
+        else:
+            self._frames = Frames()
+            self._feed_tails()
+            self._poll.register(self._attached, select.POLLIN)
+        self._attach_pause = min(self._attach_pause * 2, 60.0)
+
+    def _signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        try:
+            self._engine.call("POST", f"/containers/{self._asked.name}/kill", query={"signal": name}, seconds=10)
+        except (OSError, EngineError):
+            return  # it is ending already, or will be told again
+
+    def _insist(self) -> None:
+        self._signal(signal.SIGKILL)
+        if self._waiting is None:
+            self._look()
+
+    # End
+
+    def _finish(self) -> None:
+        self._drain()
+        self._feed_tails()
+        state = self._state or {}
+        code = int(state.get("ExitCode", 128 + signal.SIGKILL))
+        reason, message = self._reason or "exited", None
+        if reason == "exited" and not state:
+            message = "the container was removed by somebody else"
+        elif reason == "exited" and code != 0 and state.get("OOMKilled"):
+            reason = "oom"
+            message = f"the job used more than its {size_text(self._request.memory_bytes)} of memory and was killed"
+        elif reason == "exited" and code == 128 + signal.SIGKILL:
+            limit = size_text(self._request.memory_bytes)
+            message = f"the job was killed, most likely because it needed more than its {limit} of memory"
+        elif reason == "exited" and code in (_NOT_FOUND, _NOT_EXECUTABLE, 1) and self._first.startswith(_INIT_FAILURES):
+            reason = "start_failed"
+            message = f"the command cannot be executed: {self._request.argv[0]}"
+        # An engine tells no signal, and a command may end with such a code by itself; this one it got from us.
+        ours = reason in ("stopped", "timeout") and code - 128 in (signal.SIGTERM, signal.SIGKILL)
+        self._record(reason, code, code - 128 if ours else None, message)
+        self._remove()
+
+    def _finish_unstarted(self, message: str, code: int | None) -> None:
+        super()._finish_unstarted(message, code)
+        self._remove()
+
+    def _drain(self) -> None:
+        if self._attached is None:
+            return
+        until = time.monotonic() + _DRAIN_SECONDS
+        try:
+            while (left := until - time.monotonic()) > 0:
+                self._attached.settimeout(left)
+                block = self._attached.recv(READ_BYTES)
+                if not block:
+                    return
+                self._feed(block)
+        except OSError:
+            return
+
+    def _remove(self) -> None:
+        """Free what the container holds; whoever removes the attempt sees to it in any case."""
+        if not os.path.exists(os.path.join(self._path, rundir.EXIT)):
+            return  # removed under our feet, by one who does this too
+        try:
+            self._engine.call(
+                "DELETE",
+                f"/containers/{self._asked.name}",
+                query={"force": "true", "v": "true"},
+                seconds=_REMOVE_SECONDS,
+            )
+        except (OSError, EngineError):
+            pass

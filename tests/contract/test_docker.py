@@ -1,0 +1,241 @@
+"""What only the docker executor has: an engine beside it, that keeps the images and may go away."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import engines
+from engines import RunningEngine
+from registry import build, busybox_archive, registry
+from runner import Runner
+from runstead.executors.docker import DockerExecutor, DockerSettings, find_socket
+from runstead.executors.native import NativeSettings
+from runstead.model.errors import ImageFailure, Invalid, Unavailable, Unsupported
+from runstead.model.launches import AttemptState, ExitReason
+from runstead.model.volumes import Mount
+
+_IMAGE = "localhost/small:1"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RunningEngine]:
+    with engines.podman() as running:
+        running.load(busybox_archive(), _IMAGE, "ENV FROM_IMAGE=1", "WORKDIR /tmp", 'ENTRYPOINT ["false"]')
+        yield running
+
+
+def _executor(folder: Path, engine: RunningEngine, **changes: object) -> DockerExecutor:
+    settings = DockerSettings(
+        NativeSettings(network="none", grace_seconds=1.0), socket=engine.socket, ulimits=engines.ULIMITS, **changes
+    )
+    return DockerExecutor(folder / "data", settings, lambda _kind, _job_id: None)
+
+
+@pytest.fixture
+async def runner(engine: RunningEngine, tmp_path: Path) -> AsyncIterator[Runner]:
+    executor = _executor(tmp_path, engine)
+    await executor.open()
+    made = Runner(tmp_path, executor)
+    yield made
+    for handle in made.started:
+        await executor.remove(handle)
+    assert await executor.owned() == []
+    await executor.close()
+    assert engine.containers() == []
+
+
+async def test_the_image_says_what_surrounds_the_command(runner: Runner) -> None:
+    script = "pwd; echo $FROM_IMAGE $MINE; id -u; hostname; ls /proc | grep -c '^[0-9]'; cat /sys/class/net/*/address"
+    launch = runner.launch("sh", "-c", script, image=_IMAGE, environment={"MINE": "a b\nc"})
+    record, lines = await runner.run(launch)
+    assert record.exit_code == 0
+    assert lines[:4] == ["/tmp", "1 a b c", "0", launch.job_id]
+    assert int(lines[4]) < 8
+    assert lines[5:] == ["00:00:00:00:00:00"]
+
+
+async def test_output_is_whole_lines_of_both_streams(runner: Runner) -> None:
+    script = (
+        "printf 'no line '; i=0; while [ $i -lt 2000 ]; do echo out$i; echo err$i >&2; i=$((i+1)); done; printf end"
+    )
+    record, lines = await runner.shell_record(script, image=_IMAGE, preamble=("first",))
+    assert record.exit_code == 0
+    assert lines[0] == "first"
+    assert [line for line in lines if line.startswith("err")] == [f"err{i}" for i in range(2000)]
+    assert [line for line in lines[1:] if not line.startswith("err")] == [
+        "no line out0",
+        *(f"out{i}" for i in range(1, 2000)),
+        "end",
+    ]
+
+
+async def test_a_long_line_and_any_bytes_are_kept(runner: Runner) -> None:
+    record, lines = await runner.shell_record(
+        "head -c 3000000 /dev/zero | tr '\\0' x; echo; printf '\\377\\n'", image=_IMAGE
+    )
+    assert record.exit_code == 0
+    assert len("".join(lines[:-1])) == 3_000_000
+    assert lines[-1] == "\N{REPLACEMENT CHARACTER}"
+
+
+async def test_limits_are_the_containers(runner: Runner, engine: RunningEngine) -> None:
+    launch = runner.launch("sleep", "60", image=_IMAGE, cpu_millicores=500, memory_bytes=64 << 20)
+    handle = await runner.start(launch)
+    [name] = engine.containers()
+    limits = engine.api.call("GET", f"/containers/{name}/json")["HostConfig"]
+    assert (limits["Memory"], limits["MemorySwap"], limits["NanoCpus"]) == (64 << 20, 64 << 20, 500_000_000)
+    assert limits["PidsLimit"] == NativeSettings().pids_limit
+    assert limits["SecurityOpt"] == ["no-new-privileges"]
+    usage = await runner.executor.usage(handle)
+    assert usage is not None
+    assert 0 < usage.memory_used_bytes < 64 << 20
+    assert usage.cpu_seconds > 0
+
+
+async def test_a_job_cannot_have_more_memory_than_its_flavor(runner: Runner) -> None:
+    script = "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo survived"
+    record, lines = await runner.shell_record(script, image=_IMAGE, memory_bytes=64 << 20)
+    assert "survived" not in lines
+    # What podman tells depends on the machine's control groups; without its word the message names what is likely.
+    assert record.exit_code == 137
+    assert "64 MiB" in (record.message or "")
+
+
+async def test_volumes_are_bound(runner: Runner, tmp_path: Path) -> None:
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in" / "text").write_text("there")
+    mounts = (Mount(tmp_path / "in", "/in: a", read_only=True), Mount(tmp_path / "out", "/out", read_only=False))
+    script = "cat '/in: a/text'; touch '/in: a/x' && echo bad; echo made > /out/file"
+    record, lines = await runner.shell_record(script, image=_IMAGE, mounts=mounts)
+    assert record.exit_code == 0, lines
+    assert "there" in lines
+    assert "bad" not in lines
+    assert (tmp_path / "out" / "file").read_text() == "made\n"
+
+
+async def test_nothing_runs_without_a_command_and_there_is_no_way_in(runner: Runner) -> None:
+    with pytest.raises(Invalid, match="no way into"):
+        await runner.executor.start(runner.launch(image=_IMAGE))
+    handle = await runner.start(runner.launch("sleep", "60", image=_IMAGE))
+    with pytest.raises(Unsupported, match="no way into"):
+        await runner.executor.inside(handle)
+
+
+async def test_what_a_killed_supervisor_left_is_found_and_removed(runner: Runner, engine: RunningEngine) -> None:
+    handle = await runner.start(runner.launch("sleep", "60", image=_IMAGE))
+    [(_, _, found)] = await runner.executor.owned()
+    assert found == handle
+    facts = runner.folder / f"data/node/attempts/{handle.data['job_id']}-1/attempt.json"
+    supervisor = json.loads(facts.read_text())["supervisor"]
+    os.kill(supervisor, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while await runner.state(handle) is AttemptState.RUNNING:
+            await asyncio.sleep(0.01)
+    assert await runner.state(handle) is AttemptState.LOST
+    assert len(engine.containers()) == 1
+    shutil.rmtree(facts.parent)  # as when a server dies between giving back the one and the other
+    [(_, _, left)] = await runner.executor.owned()
+    assert left == handle
+    await runner.executor.remove(left)
+    assert engine.containers() == []
+
+
+async def test_a_container_that_others_remove_ends_the_attempt(runner: Runner, engine: RunningEngine) -> None:
+    handle = await runner.start(runner.launch("sleep", "60", image=_IMAGE))
+    engine.api.remove(engine.containers()[0])
+    record = await runner.ended(handle)
+    assert (record.reason, record.exit_code) == (ExitReason.EXITED, 137)
+
+
+async def test_the_engine_may_be_restarted_while_a_job_runs(runner: Runner, engine: RunningEngine) -> None:
+    script = "echo one; while [ ! -e /go/now ]; do sleep 0.1; done; echo two; sleep 1.5; echo three; exit 4"
+    go = runner.folder / "go"
+    go.mkdir()
+    mounts = (Mount(go, "/go", read_only=True),)
+    launch = runner.launch("sh", "-c", script, image=_IMAGE, mounts=mounts)
+    handle = await runner.start(launch)
+    await runner.line(launch, "one")
+    await asyncio.to_thread(engine.stop)
+    assert await runner.state(handle) is AttemptState.RUNNING
+    await asyncio.to_thread(engine.start)
+    (go / "now").touch()
+    record = await runner.ended(handle)
+    assert (record.reason, record.exit_code) == (ExitReason.EXITED, 4)
+    assert runner.lines(launch)[-1] == "three"
+
+
+async def test_an_engine_that_is_gone_is_no_lost_job(runner: Runner, engine: RunningEngine) -> None:
+    await asyncio.to_thread(engine.stop)
+    try:
+        with pytest.raises(Unavailable, match="does not answer"):
+            await runner.executor.prepare(runner.launch("true", image=_IMAGE), lambda _line: None)
+        with pytest.raises(Unavailable, match="does not answer"):
+            await runner.executor.owned()
+    finally:
+        await asyncio.to_thread(engine.start)
+    assert (await runner.shell("exit 0", image=_IMAGE))[0] == 0
+
+
+# Images
+
+
+@pytest.fixture
+def told() -> tuple[list[str], Callable[[str], None]]:
+    lines: list[str] = []
+    return lines, lines.append
+
+
+async def test_images_are_pulled_by_the_engine(tmp_path: Path, told: tuple[list[str], Callable[[str], None]]) -> None:
+    with registry(tmp_path) as server, engines.podman(insecure=[server.host]) as engine:
+        server.push("small", build([busybox_archive()]), "1")
+        executor = _executor(tmp_path, engine)
+        await executor.open()
+        runner = Runner(tmp_path, executor)
+        launch = runner.launch("echo", "hello", image=f"{server.host}/small:1")
+        await executor.prepare(launch, told[1])
+        assert told[0][0] == f"pulling {server.host}/small:1"
+        assert told[0][-1] == f"pulled {server.host}/small:1"
+        assert (await runner.run(launch))[1] == ["hello"]
+        told[0].clear()
+        await executor.prepare(launch, told[1])
+        assert told[0] == []
+        with pytest.raises(ImageFailure, match=r"no-such.*manifest unknown"):
+            await executor.prepare(runner.launch("true", image=f"{server.host}/no-such:1"), told[1])
+        await executor.close()
+
+
+async def test_registries_that_may_not_be_used(engine: RunningEngine, tmp_path: Path) -> None:
+    executor = _executor(tmp_path, engine, registries=("ghcr.io",))
+    await executor.open()
+    with pytest.raises(ImageFailure, match=r"images\.registries"):
+        await executor.prepare(Runner(tmp_path, executor).launch("true", image=_IMAGE), lambda _line: None)
+    await executor.close()
+
+
+# Which engine
+
+
+def test_the_engine_is_the_one_that_is_named_else_the_usual_one(tmp_path: Path) -> None:
+    assert find_socket(Path("/x"), {"DOCKER_HOST": "unix:///y"}) == "/x"
+    assert find_socket(None, {"DOCKER_HOST": "unix:///y"}) == "/y"
+    with pytest.raises(Unavailable, match="tcp://other"):
+        find_socket(None, {"DOCKER_HOST": "tcp://other:2375"})
+
+
+async def test_an_engine_that_is_not_there(tmp_path: Path) -> None:
+    settings = DockerSettings(socket=tmp_path / "none.sock")
+    with pytest.raises(Unavailable, match=r"none\.sock"):
+        await DockerExecutor(tmp_path, settings, lambda _kind, _job_id: None).open()
+
+
+async def test_limits_on_the_network_are_refused(tmp_path: Path) -> None:
+    settings = DockerSettings(NativeSettings(egress=("10.0.0.0/8",)), socket=tmp_path / "none.sock")
+    with pytest.raises(Unavailable, match=r"executor\.egress"):
+        await DockerExecutor(tmp_path, settings, lambda _kind, _job_id: None).open()

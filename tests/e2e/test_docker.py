@@ -1,0 +1,75 @@
+"""Jobs in containers of an engine that the machine runs: a real podman, a real registry, the real client."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import engines
+import registry
+from clients import VERSIONS, Client, Server, make_client
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registry.RegistryServer]:
+    with registry.registry(tmp_path_factory.mktemp("registry")) as running:
+        config = {"Env": ["PATH=/bin", "LEVEL=image"], "WorkingDir": "/tmp", "Entrypoint": ["false"]}
+        running.push("small", registry.build([registry.busybox_archive()], config=config), "1")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def engine(images: registry.RegistryServer) -> Iterator[engines.RunningEngine]:
+    with engines.podman(insecure=[images.host]) as running:
+        running.load(registry.busybox_archive(), "localhost/loaded:1")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def machine(engine: engines.RunningEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    environment = {
+        "RUNSTEAD_EXECUTOR_KIND": "docker",
+        "RUNSTEAD_EXECUTOR_NETWORK": "none",
+        "RUNSTEAD_DOCKER_SOCKET": str(engine.socket),
+        "RUNSTEAD_DOCKER_ULIMITS": ",".join(engines.ULIMITS),
+    }
+    started = Server(tmp_path_factory.mktemp("server") / "data", ("--stop-jobs-at-exit",), environment).start()
+    yield started
+    started.stop()
+    assert engine.containers() == []
+
+
+@pytest.fixture
+def hf(machine: Server, tmp_path: Path) -> Client:
+    return make_client(VERSIONS[0], machine, tmp_path)
+
+
+def test_a_job_runs_in_the_image_that_the_engine_pulls(images: registry.RegistryServer, hf: Client) -> None:
+    name = f"{images.host}/small:1"
+    done = hf.hf("jobs", "run", "-e", "MINE=1", name, "sh", "-c", "echo $LEVEL $MINE; pwd; echo err >&2", timeout=100)
+    assert f"runstead: pulled {name}" in done.stdout
+    lines = done.stdout.splitlines()
+    assert {"image 1", "/tmp", "err"} <= set(lines)
+    again = hf.hf("jobs", "run", name, "sh", "-c", "exit 3", check=False, timeout=100)
+    assert again.returncode == 1
+    assert "pull" not in again.stdout
+
+
+def test_an_image_that_was_loaded_needs_no_registry(hf: Client) -> None:
+    assert "hello" in hf.hf("jobs", "run", "localhost/loaded:1", "echo", "hello", timeout=100).stdout
+
+
+def test_an_image_that_is_nowhere_fails_with_the_engines_reason(images: registry.RegistryServer, hf: Client) -> None:
+    done = hf.hf("jobs", "run", f"{images.host}/no-such-image", "true", check=False, timeout=100)
+    assert done.returncode == 1
+    assert "no-such-image" in done.stdout + done.stderr
+    assert "manifest unknown" in done.stdout + done.stderr
+
+
+def test_a_sandbox_is_refused_with_the_reason(hf: Client) -> None:
+    code = (
+        "from huggingface_hub import Sandbox\n"
+        "try:\n    Sandbox.create(image='localhost/loaded:1')\n    out('made')\n"
+        "except Exception as error:\n    out(str(error))"
+    )
+    assert "the docker executor cannot reach into running jobs" in str(hf.python(code))
