@@ -30,9 +30,9 @@ def engine() -> Iterator[RunningEngine]:
         yield running
 
 
-def _executor(folder: Path, engine: RunningEngine, **changes: object) -> DockerExecutor:
+def _executor(folder: Path, engine: RunningEngine, network: str = "none", **changes: object) -> DockerExecutor:
     settings = DockerSettings(
-        NativeSettings(network="none", grace_seconds=1.0), socket=engine.socket, ulimits=engines.ULIMITS, **changes
+        NativeSettings(network=network, grace_seconds=1.0), socket=engine.socket, ulimits=engines.ULIMITS, **changes
     )
     return DockerExecutor(folder / "data", settings, lambda _kind, _job_id: None)
 
@@ -120,6 +120,15 @@ async def test_volumes_are_bound(runner: Runner, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "made\n"
 
 
+async def test_the_machines_network(engine: RunningEngine, tmp_path: Path) -> None:
+    executor = _executor(tmp_path, engine, "host")
+    capabilities = await executor.open()
+    assert (capabilities.private_network, capabilities.host_address) == (False, "127.0.0.1")
+    code, lines = await Runner(tmp_path, executor).shell("readlink /proc/self/ns/net", image=_IMAGE)
+    await executor.close()
+    assert (code, lines) == (0, [os.readlink("/proc/self/ns/net")])
+
+
 async def test_nothing_runs_without_a_command_and_there_is_no_way_in(runner: Runner) -> None:
     with pytest.raises(Invalid, match="no way into"):
         await runner.executor.start(runner.launch(image=_IMAGE))
@@ -169,6 +178,11 @@ async def test_the_engine_may_be_restarted_while_a_job_runs(runner: Runner, engi
     record = await runner.ended(handle)
     assert (record.reason, record.exit_code) == (ExitReason.EXITED, 4)
     assert runner.lines(launch)[-1] == "three"
+
+
+async def test_a_job_that_closes_its_output_goes_on(runner: Runner) -> None:
+    record, lines = await runner.shell_record("echo said; exec >&- 2>&-; sleep 2.5; exit 5", image=_IMAGE)
+    assert (record.exit_code, lines) == (5, ["said"])
 
 
 async def test_an_engine_that_is_gone_is_no_lost_job(runner: Runner, engine: RunningEngine) -> None:

@@ -66,6 +66,21 @@ def test_an_image_that_is_nowhere_fails_with_the_engines_reason(images: registry
     assert "manifest unknown" in done.stdout + done.stderr
 
 
+def test_buckets_appear_in_a_job_and_what_it_wrote_is_in_them(hf: Client) -> None:
+    bucket = f"{hf.server.owner}/engine"
+    hf.python(
+        f"from huggingface_hub import HfApi; api = HfApi(); api.create_bucket({bucket!r}, private=True)\n"
+        f"api.batch_bucket_files({bucket!r}, add=[(b'one', 'in.txt')])"
+    )
+    script = "cat /data/in.txt; echo two > /data/out.txt"
+    done = hf.hf(
+        "jobs", "run", "-v", f"hf://buckets/{bucket}:/data", "localhost/loaded:1", "sh", "-c", script, timeout=100
+    )
+    assert "one" in done.stdout
+    read = f"from huggingface_hub import HfApi; out(sorted(f.path for f in HfApi().list_bucket_tree({bucket!r})))"
+    assert hf.python(read) == ["in.txt", "out.txt"]
+
+
 def test_a_sandbox_is_refused_with_the_reason(hf: Client) -> None:
     code = (
         "from huggingface_hub import Sandbox\n"

@@ -252,8 +252,7 @@ class EngineSupervisor(Supervisor):
 
     def _insist(self) -> None:
         self._signal(signal.SIGKILL)
-        if self._waiting is None:
-            self._look()
+        self._look()
 
     # End
 
