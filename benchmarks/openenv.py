@@ -84,7 +84,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openenv-bench-")))
         settings = folder / "config.toml"
-        text = '[flavors.tiny]\ncpu = 0.05\nmemory = "64MB"\n[executor]\ncpu_overcommit = 100\n'
+        text = '[flavors.tiny]\ncpu = 1\nmemory = "64MB"\n[executor]\ncpu_overcommit = 100\n'
         settings.write_text(text, encoding="utf-8")
         variables = {"RUNSTEAD_CONFIG": str(settings)}
         if not chosen.process:

@@ -2,6 +2,7 @@
 
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import TCPServer
 
 
 class Health(BaseHTTPRequestHandler):
@@ -15,4 +16,11 @@ class Health(BaseHTTPRequestHandler):
         pass
 
 
-HTTPServer(("0.0.0.0", int(sys.argv[1])), Health).serve_forever()
+class Server(HTTPServer):
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # without asking a name service who we are
+
+    server_name, server_port = "light", 0
+
+
+Server(("0.0.0.0", int(sys.argv[1])), Health).serve_forever()

@@ -16,6 +16,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 
 _PLACES = ("/app/env", "/app", ".")
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - the job's own network: nobody gets here but through the exposed port
@@ -36,6 +37,15 @@ class Renewal(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the log is the environment's."""
+
+
+class Leases(ThreadingHTTPServer):
+    """Listens for renewals."""
+
+    def server_bind(self) -> None:
+        """Bind without asking for the name of this machine: where no name service answers that takes seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", self.server_address[1]
 
 
 def server_of_image(port: int) -> "tuple[list[str], str]":
@@ -59,7 +69,7 @@ def main() -> None:
         command, folder = server_of_image(int(port))
     seconds = float(lease_seconds)
     if seconds:
-        leases = ThreadingHTTPServer((_EVERYWHERE, int(lease_port)), Renewal)
+        leases = Leases((_EVERYWHERE, int(lease_port)), Renewal)
         threading.Thread(target=leases.serve_forever, daemon=True).start()
     try:
         server = subprocess.Popen(command, cwd=folder)
