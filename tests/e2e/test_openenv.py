@@ -24,7 +24,9 @@ PORT = "8000"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = tmp_path_factory.mktemp("config") / "config.toml"
     config.write_text(
-        '[flavors.cpu-basic]\ncpu = 1\nmemory = "1GB"\n[flavors.tiny]\ncpu = 1\nmemory = "96MB"\n[executor]\ncpu_overcommit = 100\n',
+        '[flavors.cpu-basic]\ncpu = 1\nmemory = "1GB"\n'
+        '[flavors.tiny]\ncpu = 1\nmemory = "96MB"\n'
+        "[executor]\ncpu_overcommit = 100\n",
         encoding="utf-8",
     )
     arguments = ("--config", str(config), "--stop-jobs-at-exit")
