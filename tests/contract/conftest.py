@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL server for the suites that run on both databases."""
+"""What suites share: the executors they run against, and a throw-away PostgreSQL server."""
 
 import os
 import pwd
@@ -15,6 +15,16 @@ import psycopg
 import pytest
 
 _START_SECONDS = 30
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what wants a site against every executor; some executors join for the tests that they name."""
+    if "site" not in metafunc.fixturenames:
+        return
+    from contract.test_executors import ROWS
+
+    rows = [row for row in ROWS if not row.only or metafunc.function.__name__ in row.only]
+    metafunc.parametrize("site", rows, ids=[row.name for row in rows], indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -122,12 +122,6 @@ ROWS = [
 ]
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "site" in metafunc.fixturenames:
-        rows = [row for row in ROWS if not row.only or metafunc.function.__name__ in row.only]
-        metafunc.parametrize("site", rows, ids=[row.name for row in rows], indirect=True)
-
-
 @pytest.fixture(scope="module")
 def engine() -> Iterator[engines.RunningEngine]:
     with engines.podman() as running:
