@@ -93,7 +93,8 @@ async def room(site: Site) -> Room:
         with pytest.raises(Unsupported):
             await site.executor.inside(await site.start(site.launch("sleep", "60")))
         pytest.skip("no way in here")
-    return await enter(site)
+    # Two hundred programs at once, each with the process of ours that stands by it, want more than a small job has.
+    return await enter(site, memory_bytes=1 << 30)
 
 
 async def write(room: Room, path: str, data: bytes, **options: Any) -> None:
