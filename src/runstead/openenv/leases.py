@@ -1,6 +1,7 @@
 """Renews the leases of all environments of this process, from one thread. A killed trainer renews nothing."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,10 @@ class Leases:
     """The leases of one process."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, in the child of a fork: the leases, and whoever held the lock, are its parent's."""
         self._leases: dict[str, _Lease] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -34,7 +39,7 @@ class Leases:
         """Renew a lease from now on, several times within its `seconds`."""
         with self._changed:
             self._leases[job_id] = _Lease(url, headers, seconds / 4, time.monotonic())
-            if self._thread is None or not self._thread.is_alive():  # also in the child of a fork
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="openenv-leases", daemon=True)
                 self._thread.start()
             self._changed.notify()
@@ -71,3 +76,4 @@ def _renew(lease: _Lease) -> None:
 
 
 LEASES = Leases()
+os.register_at_fork(after_in_child=LEASES.forget)

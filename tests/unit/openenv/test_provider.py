@@ -1,6 +1,7 @@
 """The provider against a hub that fails in every way a network can. A fake: no real one fails on demand."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from runstead.openenv import EnvironmentDied, EnvironmentNotReady, EnvironmentNotStarted, JobsProvider
+from runstead.openenv.leases import LEASES
 
 
 class Hub(ThreadingHTTPServer):
@@ -191,6 +193,17 @@ def test_what_is_forgotten_is_ended(hub: Hub) -> None:
     environments = provider(hub)
     environments.start_container("echo:latest")
     del environments
+    assert hub.cancels == ["0" * 24]
+
+
+def test_the_child_of_a_fork_renews_nothing_of_its_parent(hub: Hub) -> None:
+    with provider(hub, lease_seconds=600) as environments:
+        environments.start_container("echo:latest")
+        assert list(LEASES._leases) == ["0" * 24]
+        child = os.fork()
+        if child == 0:
+            os._exit(len(LEASES._leases))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert hub.cancels == ["0" * 24]
 
 
