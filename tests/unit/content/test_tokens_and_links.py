@@ -1,5 +1,6 @@
 """What proves itself: tokens, grants and links, and everything that looks like them."""
 
+import string
 import time
 
 import pytest
@@ -52,6 +53,21 @@ def test_a_changed_token_is_none(at: int, letter: str) -> None:
     if changed != token:
         with pytest.raises(Unauthenticated):
             TOKENS.recognize(changed)
+
+
+@pytest.mark.parametrize("scope", ["s", "ss", "sss"])
+def test_a_token_has_one_spelling(scope: str) -> None:
+    token = TOKENS.mint(CasCaller(scope, Permission.READ), LATER)
+    letters = string.ascii_letters + string.digits + "-_"
+    assert {token[:-1] + letter for letter in letters if _is_token(token[:-1] + letter)} == {token}
+
+
+def _is_token(text: str) -> bool:
+    try:
+        TOKENS.recognize(text)
+    except Unauthenticated:
+        return False
+    return True
 
 
 def test_a_grant_comes_back() -> None:
