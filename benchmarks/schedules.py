@@ -1,18 +1,22 @@
-"""What active schedules cost, and how long after its due instant a run is there.
+"""What active schedules cost, and how long after its due instant a run is there, and its command does something.
 
-    python benchmarks/schedules.py [SCHEDULES]
+    python benchmarks/schedules.py [SCHEDULES] [idle stored begun listed]
 
-The machine of the server is held by one job, so that runs are stored and wait: what jobs cost that run is in jobs.py.
+For `idle` and `stored` the machine of the server is held by one job, so that runs are stored and wait: that is what
+schedules cost, without their jobs. For `begun` the runs are carried out.
 """
 
 import asyncio
-import json
+import re
 import sqlite3
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from server import Bench, Connection, bench_server
@@ -24,12 +28,17 @@ from runstead.services import cron
 from runstead.stores.opening import open_database
 from runstead.stores.schedules import SqlScheduleStore
 
-CONFIG = "[executor]\nmemory = '64MB'\n[flavors.cpu-basic]\ncpu = 1\nmemory = '64MB'\n"
+FULL = "[executor]\nmemory = '64MB'\n[flavors.cpu-basic]\ncpu = 1\nmemory = '64MB'\n"
 SECONDS = 20
-SPEC = JobSpec(command=("true",), flavor="cpu-basic", docker_image="ubuntu")
+WAITING = JobSpec(command=("true",), flavor="cpu-basic", docker_image="ubuntu")
+TELLING = JobSpec(command=("bash", "-c", "echo $EPOCHREALTIME"), flavor="cpu-basic", docker_image="ubuntu")
+DUE = (
+    "FROM schedule_events JOIN jobs ON jobs.id = schedule_events.job_id "
+    "WHERE schedule_events.kind = 'run' AND schedule_events.due_at > ?"
+)
 
 
-async def add(bench: Bench, expressions: list[str]) -> None:
+async def add(bench: Bench, expressions: list[str], spec: JobSpec = WAITING) -> None:
     """Store schedules of the owner."""
     with closing(sqlite3.connect(bench.data_dir / "runstead.db")) as connection:
         [owner_id] = connection.execute("SELECT id FROM accounts WHERE name = ?", (bench.owner,)).fetchone()
@@ -40,7 +49,7 @@ async def add(bench: Bench, expressions: list[str]) -> None:
         *(
             store.add(
                 NewSchedule(
-                    *(new_id(now), *owner, SPEC, one, "UTC"),
+                    *(new_id(now), *owner, spec, one, "UTC"),
                     concurrency=True,
                     suspended=False,
                     next_run_at=cron.parse(one, zone).after(now),
@@ -51,6 +60,7 @@ async def add(bench: Bench, expressions: list[str]) -> None:
         )
     )
     await database.close()
+    await asyncio.sleep(6)  # nobody told the server
 
 
 async def hold(bench: Bench) -> None:
@@ -64,17 +74,33 @@ async def share_of_a_core(bench: Bench, seconds: float) -> float:
     """Return the server's processor time for a while, in percent of a core."""
     before, began = bench.cpu_seconds(), time.monotonic()
     await asyncio.sleep(seconds)
-    return 100 * (bench.cpu_seconds() - before) / (time.monotonic() - began)
+    return round(100 * (bench.cpu_seconds() - before) / (time.monotonic() - began), 2)
 
 
-def lateness(bench: Bench, since: datetime) -> list[float]:
-    """Return for each run due since then how many milliseconds later it was stored, least first."""
-    query = (
-        "SELECT jobs.created_at - schedule_events.due_at FROM schedule_events JOIN jobs "
-        "ON jobs.id = schedule_events.job_id WHERE schedule_events.kind = 'run' AND schedule_events.due_at > ?"
-    )
+def asked(bench: Bench, columns: str, since: datetime) -> list[tuple[Any, ...]]:
+    """Return these columns of all runs due since then."""
     with closing(sqlite3.connect(bench.data_dir / "runstead.db")) as connection:
-        return sorted(late / 1000 for (late,) in connection.execute(query, (since.timestamp() * 1_000_000,)))
+        return connection.execute(f"SELECT {columns} {DUE}", (since.timestamp() * 1_000_000,)).fetchall()
+
+
+def lateness(bench: Bench, since: datetime, instant: str) -> list[float]:
+    """Return for each run due since then how many milliseconds after its due instant this column's was."""
+    rows = asked(bench, f"jobs.{instant} - schedule_events.due_at", since)
+    return [late / 1000 for (late,) in rows if late is not None]
+
+
+async def first_words(bench: Bench, since: datetime) -> list[float]:
+    """Return for each run due since then how many milliseconds after its due instant its command told the time."""
+    connection = Connection(bench)
+    found: list[float] = []
+    for job_id, due in asked(bench, "jobs.id, schedule_events.due_at", since):
+        reader = await connection.stream(f"/api/jobs/{bench.owner}/{job_id}/logs")
+        text = await reader.read()
+        told = re.search(rb'"data":"(\d+\.\d+)"', text)
+        assert told, text
+        found.append(float(told[1]) * 1000 - due / 1000)
+    connection.close()
+    return found
 
 
 def forget(bench: Bench) -> None:
@@ -85,54 +111,93 @@ def forget(bench: Bench) -> None:
         connection.commit()
 
 
-def spread(found: list[float]) -> dict[str, float]:
+def spread(found: list[float]) -> str:
     """Return the middle and the end of a list of times."""
-    return {
-        "runs": len(found),
-        "median_ms": round(found[len(found) // 2], 1),
-        "p99_ms": round(found[int(len(found) * 0.99)], 1),
-        "max_ms": round(found[-1], 1),
-    }
+    found = sorted(found)
+    shown = {"p50": found[len(found) // 2], "p95": found[int(len(found) * 0.95)], "p99": found[int(len(found) * 0.99)]}
+    return f"{len(found)} runs, " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in {**shown, "max": found[-1]}.items())
 
 
-async def main(count: int) -> None:
-    with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
-        config.write(CONFIG)
-        config.flush()
-        with bench_server(RUNSTEAD_CONFIG=config.name) as bench:
-            await hold(bench)
-            await asyncio.sleep(3)
-            without = await share_of_a_core(bench, SECONDS)
-            await add(bench, ["0 0 29 2 *"] * count)
-            await asyncio.sleep(6)
-            show(
-                "none is due",
-                {
-                    "percent_of_a_core": round(await share_of_a_core(bench, SECONDS), 2),
-                    "without_schedules": round(without, 2),
-                },
-            )
-            forget(bench)
-
-            # Each once an hour, at a second of its own.
-            await add(bench, [f"{n % 60} {n // 60 % 60} * * * *" for n in range(count)])
-            await asyncio.sleep(6)  # nobody told the server
-            since = datetime.now(UTC)
-            used = await share_of_a_core(bench, SECONDS * 2)
-            show("each once an hour", {"percent_of_a_core": round(used, 2), **spread(lateness(bench, since))})
-            forget(bench)
-
-            at = (datetime.now(UTC) + timedelta(seconds=15 + count / 500)).replace(microsecond=0)
-            await add(bench, [f"{at.second} {at.minute} {at.hour} * * *"] * count)
-            await asyncio.sleep(max((at - datetime.now(UTC)).total_seconds(), 0))
-            while len(found := lateness(bench, since)) < count:
-                await asyncio.sleep(0.5)
-            show("all at one instant", spread(found))
+def once_an_hour(count: int) -> list[str]:
+    """Return schedules that are due once an hour, each at a second of its own if there are enough of them."""
+    return [f"{n % 60} {n // 60 % 60} * * * *" for n in range(count)]
 
 
-def show(what: str, figures: dict[str, float]) -> None:
-    print(f"{what}: {json.dumps(figures)}", flush=True)
+async def idle(bench: Bench, count: int) -> None:
+    """Schedules none of which is due."""
+    await hold(bench)
+    await asyncio.sleep(3)
+    say("without schedules", f"{await share_of_a_core(bench, SECONDS)} % of a core")
+    await add(bench, ["0 0 29 2 *"] * count)
+    say("none is due", f"{await share_of_a_core(bench, SECONDS)} % of a core")
+
+
+async def stored(bench: Bench, count: int) -> None:
+    """Runs that wait: due once an hour, then all at one instant."""
+    await hold(bench)
+    await add(bench, once_an_hour(count))
+    since = datetime.now(UTC)
+    say("each once an hour, runs wait", f"{await share_of_a_core(bench, SECONDS * 2)} % of a core")
+    say("stored after the due instant", spread(lateness(bench, since, "created_at")))
+    forget(bench)
+    at = (datetime.now(UTC) + timedelta(seconds=15 + count / 500)).replace(microsecond=0)
+    await add(bench, [f"{at.second} {at.minute} {at.hour} * * *"] * count)
+    await asyncio.sleep(max((at - datetime.now(UTC)).total_seconds() - 1, 0))
+    used = bench.cpu_seconds()
+    while len(found := lateness(bench, since, "created_at")) < count:
+        await asyncio.sleep(0.5)
+    used = bench.cpu_seconds() - used
+    say("all at one instant, stored after it", f"{spread(found)}; {used / count * 1000:.2f} ms of processor time a run")
+
+
+async def begun(bench: Bench, count: int) -> None:
+    """Runs that are carried out."""
+    await add(bench, once_an_hour(count), TELLING)
+    since = datetime.now(UTC)
+    say("each once an hour, runs are carried out", f"{await share_of_a_core(bench, SECONDS * 3)} % of a core")
+    say("stored after the due instant", spread(lateness(bench, since, "created_at")))
+    say("began after the due instant", spread(lateness(bench, since, "started_at")))
+    say("the command's first word after the due instant", spread(await first_words(bench, since)))
+
+
+async def listed(bench: Bench, count: int) -> None:
+    """The list of all."""
+    await add(bench, ["0 0 29 2 *"] * count)
+    connection = Connection(bench)
+    times: list[float] = []
+    used = bench.cpu_seconds()
+    for _ in range(10):
+        began = time.perf_counter()
+        found = await connection.request("GET", f"/api/scheduled-jobs/{bench.owner}")
+        times.append((time.perf_counter() - began) * 1000)
+        assert len(found) == count
+    used = (bench.cpu_seconds() - used) / 10
+    say("a list of all", f"{median(times):.0f} ms, {used * 1000:.0f} ms of the server's processor time")
+    connection.close()
+
+
+def say(what: str, figures: str) -> None:
+    print(f"| {what} | {figures} |", flush=True)
+
+
+PARTS: dict[str, tuple[str, Callable[[Bench, int], Awaitable[None]]]] = {
+    "idle": (FULL, idle),
+    "stored": (FULL, stored),
+    "begun": ("", begun),
+    "listed": ("", listed),
+}
+
+
+def main(words: list[str]) -> None:
+    count = next((int(word) for word in words if word.isdigit()), 10_000)
+    for name in [word for word in words if word in PARTS] or PARTS:
+        text, part = PARTS[name]
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
+            config.write(text)
+            config.flush()
+            with bench_server(RUNSTEAD_CONFIG=config.name) as bench:
+                asyncio.run(part(bench, count))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000))
+    main(sys.argv[1:])
