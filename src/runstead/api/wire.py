@@ -181,7 +181,7 @@ def _text(value: bool | float | None) -> str:
 
 def instant(at: datetime | None) -> str | None:
     """Return a time as the clients parse it: it must end in `Z`."""
-    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return None if at is None else at.astimezone(UTC).isoformat("T", "milliseconds").removesuffix("+00:00") + "Z"
 
 
 def job_json(job: Job, message: str | None, now: datetime, expose_urls: Sequence[str] = ()) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from runstead.stores.tables import NOBODY, accounts, job_history, jobs, tokens
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_decode = json.JSONDecoder().raw_decode
 
 
 def instant_to(at: datetime) -> int:
@@ -48,6 +49,11 @@ def _optional_instant(stored: int | None) -> datetime | None:
 def json_to(value: Any) -> str:
     """Return a JSON text; it is ASCII, so that no database can object to a character in it."""
     return json.dumps(value, separators=(",", ":"))
+
+
+def json_from(stored: str) -> Any:
+    """Return the value of a text of `json_to`, which has no blanks that would have to be looked for."""
+    return _decode(stored)[0]
 
 
 # What `job_from` takes, in its order.
@@ -110,7 +116,7 @@ def job_from(row: Row) -> Job:
         cancel_requested_at=_optional_instant(row[22]),
         not_before=_optional_instant(row[23]),
         executor=row[24],
-        handle=None if row[25] is None else json.loads(row[25]),
+        handle=None if row[25] is None else json_from(row[25]),
         reservation=None if row[26] is None else reservation_from(row[26]),
         cancel_reason=CancelReason.ASKED if row[27] is None else CancelReason(row[27]),
         price_micro_usd=row[28],
@@ -204,7 +210,7 @@ def spec_to(spec: JobSpec) -> str:
 
 def spec_from(stored: str, labels: str) -> JobSpec:
     """Return the specification in its two columns."""
-    value = json.loads(stored)
+    value = json_from(stored)
     get = value.get
     return JobSpec(
         command=tuple(value["command"]),
@@ -216,7 +222,7 @@ def spec_from(stored: str, labels: str) -> JobSpec:
         secret_names=tuple(get("secret_names", ())),
         timeout_seconds=value["timeout"],
         attempts=get("attempts", 1),
-        labels=json.loads(labels),
+        labels=json_from(labels),
         resource_group_id=get("resource_group"),
         arch=get("arch"),
         tags=tuple(get("tags", ())),
