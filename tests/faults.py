@@ -23,7 +23,7 @@ from typing import Any
 
 from clients import Server, eventually
 
-_WARM = ["runstead.app", "runstead.cli.main", "runstead.cli.serve", "runstead.cli.accounts", "uvloop"]
+_WARM = ["runstead.app.serving", "runstead.cli.main", "runstead.cli.serve", "runstead.cli.accounts", "uvloop"]
 
 
 class Plan:

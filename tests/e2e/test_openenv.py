@@ -126,7 +126,7 @@ def test_it_installs_without_the_server(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     target = tmp_path / "installed"
     subprocess.run([uv, "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True)
-    code = "import runstead.openenv as o, sys; print(o.__file__); assert 'runstead.app' not in sys.modules"
+    code = "import runstead.openenv as o, sys; print(o.__file__); assert 'runstead.app.serving' not in sys.modules"
     path = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run([str(PYTHON), "-c", code], env=path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(target))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runstead.app import Started
+    from runstead.app.serving import Started
 
 
 @dataclass(frozen=True, slots=True)

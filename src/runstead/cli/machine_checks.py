@@ -75,7 +75,9 @@ def _user_namespaces() -> str:
 
 def executor(settings: Settings) -> list[Finding]:
     """Open the executor that the settings name, as `serve` would, and say what it can do."""
-    from runstead.app import build_executor, build_hardware, no_containers, unmountable
+    from runstead.app.executors import build_executor, no_containers
+    from runstead.app.hardware import build_hardware
+    from runstead.app.volumes import unmountable
 
     async def look(aside: Settings) -> list[Finding]:
         opened = build_executor(aside, wake=lambda _kind, _id: None)

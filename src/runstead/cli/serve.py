@@ -12,7 +12,7 @@ from runstead.cli.options import with_setting_flags
 from runstead.kit.settings import SECTIONS, EffectiveSettings, default_data_dir
 
 if TYPE_CHECKING:
-    from runstead.app import Started
+    from runstead.app.serving import Started
 
 app = typer.Typer(add_completion=False)
 
@@ -26,7 +26,7 @@ def serve(
     stop_jobs_at_exit: Annotated[bool, typer.Option("--stop-jobs-at-exit", hidden=True)] = False,
 ) -> None:
     """Serve jobs. Stops at Ctrl-C or SIGTERM; running jobs go on, and the next start finds them."""
-    from runstead import app as application
+    from runstead.app import serving
 
     settings = effective.settings
     if lifeline_fd is not None:
@@ -40,7 +40,7 @@ def serve(
         else:
             _greet(started, effective)
 
-    code = application.serve(settings, on_ready=on_ready, stop_jobs_at_exit=stop_jobs_at_exit)
+    code = serving.serve(settings, on_ready=on_ready, stop_jobs_at_exit=stop_jobs_at_exit)
     raise typer.Exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Put on PYTHONPATH as `sitecustomize`: replaces `runstead.app` in the server that `runstead exec` starts.
+"""Put on PYTHONPATH as `sitecustomize`: replaces `runstead.app.serving` in the server that `runstead exec` starts.
 
 FAKE_SERVER says how it behaves: `good`, `broken` (never starts), `slow` (is not ready yet),
 `dying` (ends soon after it was ready).
@@ -49,7 +49,7 @@ def serve(settings, *, on_ready=None, stop_jobs_at_exit=False):
 
 
 if sys.orig_argv[1:4] == ["-P", "-m", "runstead.cli"]:
-    application = types.ModuleType("runstead.app")
+    application = types.ModuleType("runstead.app.serving")
     application.serve = serve  # type: ignore[attr-defined]
     application.Started = Started  # type: ignore[attr-defined]
-    sys.modules["runstead.app"] = application
+    sys.modules["runstead.app.serving"] = application

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runstead import app
+from runstead.app import executors
 from runstead.cli.throwaway import isolated
 from runstead.executors.docker import DockerExecutor
 from runstead.executors.oci import OciExecutor
@@ -31,10 +31,10 @@ def _settings(tmp_path: Path, **flags: str) -> Settings:
 def test_settings_choose_and_auto_takes_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, str], lacking: str | None, expected: type
 ) -> None:
-    monkeypatch.setattr(app, "container_problem", lambda: lacking)
+    monkeypatch.setattr(executors, "container_problem", lambda: lacking)
     settings = _settings(tmp_path, **flags)
-    assert type(app.build_executor(settings, lambda _kind, _job_id: None)) is expected
-    reason = app.no_containers(settings)
+    assert type(executors.build_executor(settings, lambda _kind, _job_id: None)) is expected
+    reason = executors.no_containers(settings)
     assert (reason is None) == (expected in (OciExecutor, DockerExecutor))
     if not flags:
         assert reason == lacking
