@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,8 @@ Mode = Callable[[str, str], str]
 class Proxy:
     """Hands requests on. `mode` says, of a method and a path, what becomes of one.
 
-    "pass"; "503"; "stall": no answer; "cut": half of it; "flip": a wrong byte in it.
+    "pass"; "503"; "stall": no answer; "cut": half of it; "flip": a wrong byte in it; "hold": the same when its event,
+    which is put into `held`, is set.
     """
 
     def __init__(self, target: str) -> None:
@@ -20,6 +22,7 @@ class Proxy:
         self.mode: Mode = lambda _method, _path: "pass"
         self.released = threading.Event()
         self.requests: list[str] = []
+        self.held: queue.Queue[threading.Event] = queue.Queue()
 
     def fail(self, mode: str, *, only: str = "") -> None:
         """Fail in this way from now on, for paths with this in them."""
@@ -48,6 +51,10 @@ class Proxy:
                     proxy.released.wait(60)
                     self.close_connection = True
                     return
+                if mode == "hold":
+                    go_on = threading.Event()
+                    proxy.held.put(go_on)
+                    go_on.wait(60)
                 self._hand_on(body, mode)
 
             def _hand_on(self, body: bytes | None, mode: str) -> None:

@@ -24,7 +24,7 @@ _VALID_MS = 1000  # what the kernel may remember: others' changes are to be seen
 _DT_DIR, _DT_REG = 4, 8
 _RENAME_NOREPLACE = 1
 _NAME_MAX = 255
-_REFRESHES = 40  # of a folder in which this job writes meanwhile: each upload makes a list on its way worthless
+_REFRESHES = 8  # of a folder that is moved about meanwhile
 
 
 class FileSystem:
@@ -95,7 +95,7 @@ class FileSystem:
             with self._lock:
                 folder = self._tree.folder(request.node)
                 child = self._tree.find_here(folder, name)
-                if child is None and self._tree.is_fresh(folder):
+                if child is None and self._tree.is_fresh(folder, request.began):
                     child = self._tree.find(folder, name)
                     if child is None:
                         return protocol.pack_entry(0, protocol.NO_ATTR, _VALID_MS)
@@ -120,26 +120,27 @@ class FileSystem:
         """List a folder anew; of several who want that, one does it."""
         request.wait_here()
         with self._lock:
-            if self._tree.is_fresh(folder):
+            if self._tree.is_fresh(folder, request.began):
                 return
             event = self._refreshing.get(folder.id)
             mine = event is None
             if event is None:
                 event = self._refreshing[folder.id] = threading.Event()
-            epoch, path = folder.epoch, self._tree.path(folder)
-        if not mine:
+            begun = self._tree.begin_listing(folder) if mine else None
+        if begun is None:
             event.wait()
             return
         try:
-            listing = self._source.level(path, hurry=folder.known)
+            listing = self._source.level(begun.path, hurry=folder.known)
             with self._lock:
-                self._tree.set_listing(folder, listing, epoch)
+                self._tree.set_listing(begun, listing)
         except OSError as error:
             with self._lock:
                 if error.errno != errno.EIO or not self._tree.make_do(folder):
                     raise
         finally:
             with self._lock:
+                self._tree.end_listing(begun)
                 del self._refreshing[folder.id]
             event.set()
 
@@ -147,7 +148,7 @@ class FileSystem:
         """Return a folder whose listing is fresh, with the lock held by the caller after the return."""
         for _ in range(_REFRESHES):
             folder = self._tree.folder(number)
-            if self._tree.is_fresh(folder):
+            if self._tree.is_fresh(folder, request.began):
                 return folder
             request.wait_here()
             self._lock.release()
@@ -398,9 +399,17 @@ class FileSystem:
                 raise OSError(errno.ENOTEMPTY, "not empty")
             path = self._tree.path(node)
             self._tree.detach(node)
-            self._tree.hide(path)
+            if name in folder.listing or self._journal.intends_below(path):
+                self._tree.hide(path)
             self._tree.touch(folder)
         return b""
+
+    def _both_fresh(self, request: Request, one: int, other: int) -> tuple[Node, Node]:
+        for _ in range(_REFRESHES):
+            first, second = self._fresh(request, one), self._fresh(request, other)
+            if self._tree.is_fresh(first, request.began):
+                return first, second
+        raise OSError(errno.EIO, "the folder changes faster than it can be listed")
 
     def _must_be_there(self, folder: Node, name: str) -> Node:
         node = self._tree.find(folder, name)
@@ -423,19 +432,20 @@ class FileSystem:
             raise OSError(errno.EINVAL, "names cannot be exchanged")
         old_name, new_name = _name(old), _new_name(new)
         with self._lock:
-            target_folder = self._fresh(request, target)
-            source = self._fresh(request, request.node)
+            source, target_folder = self._both_fresh(request, request.node, target)
             missing = self._tree.find(source, old_name) is None
             if missing and request.resent and self._tree.find(target_folder, new_name) is not None:
                 return b""  # done before the daemon that did it could say so
             node = self._must_be_there(source, old_name)
-            folders, path = node.is_folder, self._tree.path(node)
-            if folders:
+            path = self._tree.path(node)
+            below = self._tree.listed_below(node) if node.is_folder else {}
+            if below is None:
                 request.wait_here()
             # What the bucket is told while the store lists, the list may lack.
             told = self._tree.watch()
         try:
-            below = dict(self._source.all_below(path)) if folders else {}
+            if below is None:
+                below = dict(self._source.all_below(path))
             return self._rename_now(request, target, flags, (old_name, new_name), below, told)
         finally:
             with self._lock:
@@ -453,7 +463,7 @@ class FileSystem:
         """Rename; `below` is what the store has in the folder, but for what it was told since."""
         old_name, new_name = names
         with self._lock:
-            source, folder = self._fresh(request, request.node), self._fresh(request, target)
+            source, folder = self._both_fresh(request, request.node, target)
             node = self._must_be_there(source, old_name)
             there = self._tree.find(folder, new_name)
             if there is node:

@@ -33,7 +33,9 @@ class Intent:
         self.content = content
         self.open = is_open  # being written: not to be uploaded yet
         self.tried = False  # the bucket may have it, or may have had it, already
-        self.sent: tuple[bytes | None] | None = None  # the hash that the bucket is being told, None for nothing
+        self.sent: tuple[
+            bytes | None, ...
+        ] = ()  # hashes that the bucket was told of the path meanwhile, None for nothing
         self.failure: str | None = None  # why the bucket does not take it
 
     @property
@@ -92,10 +94,9 @@ class Journal:
         """Whether a folder will have files that are intended."""
         return self._below.get(path, _NONE)[0] > 0
 
-    def only_removes(self, path: str) -> bool:
-        """Whether all that is intended below a folder is that files shall be gone."""
-        made, removed = self._below.get(path, _NONE)
-        return made == 0 and removed > 0
+    def intends_below(self, path: str) -> bool:
+        """Whether anything is intended below a folder, be it that files shall be gone."""
+        return path in self._below
 
     def stage(self, path: str, stage: str, *, is_open: bool) -> Intent:
         """A staged file is what the path shall have, once it is closed."""
@@ -139,7 +140,8 @@ class Journal:
         self._number += 1
         intent = Intent(self._number, path, stage, content, is_open=is_open)
         before = self.intents.get(path)
-        intent.tried = before is not None and before.tried
+        if before is not None:
+            intent.tried, intent.sent = before.tried, before.sent
         self._keep(intent)
         return intent
 

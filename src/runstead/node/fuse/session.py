@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from runstead.node.fuse import protocol
@@ -25,11 +26,12 @@ class Slow(Exception):
 class Request:
     """One request of the kernel."""
 
-    __slots__ = ("body", "gid", "may_wait", "node", "opcode", "pid", "resent", "uid", "undo", "unique")
+    __slots__ = ("began", "body", "gid", "may_wait", "node", "opcode", "pid", "resent", "uid", "undo", "unique")
 
     def __init__(self, data: bytes) -> None:
         _, self.opcode, unique, self.node, self.uid, self.gid, self.pid, _ = protocol.HEADER.unpack_from(data)
         self.unique: int = unique
+        self.began = time.monotonic()
         self.resent = bool(unique & protocol.RESENT)
         self.body = data[protocol.HEADER.size :]
         self.may_wait = False

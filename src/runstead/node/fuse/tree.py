@@ -6,9 +6,11 @@ mount's lock.
 """
 
 import errno
+import math
 import stat
 import time
 
+from runstead.node.fuse.hidden import Hidden
 from runstead.node.fuse.journal import Intent, Journal
 from runstead.node.fuse.nodelog import NodeLog
 from runstead.node.fuse.source import EMPTY, Content
@@ -56,6 +58,7 @@ class Node:
         "orphan",
         "parent",
         "stage",
+        "stale",
         "uid",
         "writers",
     )
@@ -84,10 +87,40 @@ class Node:
         # Of folders.
         self.children: dict[str, Node] = {}
         self.listing: dict[str, Content | None] = {}
-        self.listed_at = 0.0
+        self.listed_at = 0.0  # when the store was asked for the listing
         self.known = False  # it has a listing, be it an old one
-        self.epoch = 0  # grows when a listing that is on its way becomes worthless
+        self.stale = False  # others have changed something since
+        self.epoch = 0  # grows with every change of others
         self.kept = False  # made here: it is there even if it is empty
+
+
+class Listing:
+    """A listing that is on its way: what the bucket is told meanwhile, the list may have or lack."""
+
+    __slots__ = ("asked_at", "epoch", "folder", "path", "told")
+
+    def __init__(self, folder: Node, path: str, told: "dict[str, Content | None]") -> None:
+        self.folder = folder
+        self.path = path
+        self.epoch = folder.epoch
+        self.asked_at = time.monotonic()
+        self.told = told
+
+    def merge(self, found: "dict[str, Content | None]") -> "set[str]":
+        """Lay what the bucket was told over what it listed; return the names below which files were removed."""
+        emptied: set[str] = set()
+        prefix = self.path + "/" if self.path else ""
+        for path, content in self.told.items():
+            if not path.startswith(prefix):
+                continue
+            name, _, rest = path[len(prefix) :].partition("/")
+            if content is not None:
+                found[name] = None if rest else content
+            elif rest:
+                emptied.add(name)
+            elif found.get(name) is not None:
+                del found[name]
+        return emptied
 
 
 class Tree:
@@ -109,7 +142,7 @@ class Tree:
         self._listed = 0
         self.moving: tuple[str, str] | None = None  # a folder that is being moved, and where to
         self._watches: list[dict[str, Content | None]] = []
-        self._hidden: set[str] = set()  # folders removed here that the store may still list
+        self._hidden = Hidden()  # folders removed here that the store may still list
 
     def get(self, number: int) -> Node:
         """Return a node. Raises ESTALE when there is none."""
@@ -153,26 +186,46 @@ class Tree:
 
     # Listings
 
-    def is_fresh(self, folder: Node) -> bool:
-        """Whether the folder's listing may be used."""
-        age = time.monotonic() - folder.listed_at
-        return age < (_SECONDS_LIVE if self.live else _SECONDS_UNSEEN) or folder.orphan
+    def is_fresh(self, folder: Node, since: float = math.inf) -> bool:
+        """Whether the folder's listing may be used by who asks since an instant of the monotonic clock.
 
-    def set_listing(self, folder: Node, listing: "dict[str, Content | None]", epoch: int) -> bool:
-        """Take a listing that was asked for at this epoch; False if it is too old by now."""
-        if folder.epoch != epoch:
+        A listing that was asked for later is good enough for him, however much others change meanwhile.
+        """
+        if folder.orphan:
+            return True
+        if not folder.known:
             return False
-        self._listed += len(listing) - len(folder.listing)
-        folder.listing = listing
+        age = time.monotonic() - folder.listed_at
+        return folder.listed_at >= since or (
+            not folder.stale and age < (_SECONDS_LIVE if self.live else _SECONDS_UNSEEN)
+        )
+
+    def begin_listing(self, folder: Node) -> Listing:
+        """The store is about to be asked for a folder; `set_listing` and `end_listing` follow."""
+        return Listing(folder, self.path(folder), self.watch())
+
+    def end_listing(self, listing: Listing) -> None:
+        """It was taken, or there is none."""
+        self.unwatch(listing.told)
+
+    def set_listing(self, begun: Listing, found: "dict[str, Content | None]") -> None:
+        """Take what the store has listed, unless the folder was given another listing, or another name, meanwhile."""
+        folder = begun.folder
+        if folder.orphan or (folder.known and folder.listed_at > begun.asked_at):
+            return
+        emptied = begun.merge(found)
+        self._listed += len(found) - len(folder.listing)
+        folder.listing = found
         folder.known = True
-        folder.listed_at = time.monotonic()
-        path = self.path(folder)
-        for name in [n for n in self._hidden if n.rpartition("/")[0] == path]:
-            if name.rpartition("/")[2] not in listing or not self._journal.only_removes(name):
-                self._show(name)
+        folder.listed_at = begun.asked_at
+        folder.stale = folder.epoch != begun.epoch
+        for name in self._hidden.inside(begun.path):
+            path = f"{begun.path}/{name}" if begun.path else name
+            # While anything below is intended, what is listed is what was removed here, or is still on its way.
+            if not self._journal.intends_below(path) and not (name in emptied and found.get(name, _FILE) is None):
+                self._show(path)
         if self._listed > _MOST_LISTED:
             self._drop_listings(folder)
-        return True
 
     def _drop_listings(self, but: Node) -> None:
         """Forget the listings of folders, those first that were fetched first."""
@@ -181,33 +234,37 @@ class Tree:
             if self._listed <= _MOST_LISTED // 2:
                 return
             self._listed -= len(folder.listing)
-            folder.listing, folder.listed_at, folder.known = {}, 0.0, False
+            folder.listing, folder.known = {}, False
 
     def make_do(self, folder: Node) -> bool:
         """The store cannot be asked: use the listing there is for a while; False if there is none."""
         if folder.known:
             life = _SECONDS_LIVE if self.live else _SECONDS_UNSEEN
             folder.listed_at = time.monotonic() - life + _SECONDS_WITHOUT
+            folder.stale = False
         return folder.known
 
     def changed(self, path: str | None, file_hash: bytes | None) -> None:
         """The store has this at the path now, nothing for None; without a path, anything may have changed."""
         if path is None:
             for node in self.nodes.values():
-                node.listed_at = 0.0
-                node.epoch += 1
+                _age(node)
             return
         intent = self._journal.get(path)
-        if intent is not None and intent.sent == (file_hash,):
-            return  # what we are about to hear ourselves
+        if intent is not None and file_hash in intent.sent:
+            return  # what we are about to hear ourselves, or have replaced by now
         folder, name = self._known_folder(path)
         if folder is not None:
             there = folder.listing.get(name)
             if (there.file_hash if there is not None else None) == file_hash:
                 return  # it is what we have put there ourselves
-        for folder in self._folders_along(path):
-            folder.listed_at = 0.0
-            folder.epoch += 1
+        way = ""
+        for above, part in zip(self._folders_along(path), path.split("/"), strict=False):
+            way = f"{way}/{part}" if way else part
+            # A file that comes to a folder changes nothing in those that list and show the folder already.
+            is_shown = above.listing.get(part, _FILE) is None and way not in self._hidden
+            if above is folder or file_hash is None or not is_shown:
+                _age(above)
 
     def watch(self) -> "dict[str, Content | None]":
         """Return what is filled with all that the bucket is told from now on, until `unwatch`."""
@@ -223,18 +280,18 @@ class Tree:
         """The bucket has at this path what was intended."""
         for watch in self._watches:
             watch[path] = content
-        if content is not None and self._hidden:
+        intent = self._journal.get(path)
+        if content is not None and self._hidden and intent is not None and not intent.is_absence:
             for folder in folders_of(path):
                 self._show(folder)
-        *_, name = path.split("/")
-        for folder in self._folders_along(path):
-            folder.epoch += 1  # a listing on its way may be older than this
-            if content is None:
-                folder.listed_at = 0.0  # a folder may have become empty, and vanished
-            elif folder.known:
-                self._note(folder, path, content)
+        if content is not None:
+            for folder in self._folders_along(path):
+                if folder.known:
+                    self._note(folder, path, content)
+            return
+        # A folder that is empty by now was touched here, and stays; or it was removed here, and is hidden.
         folder, name = self._known_folder(path)
-        if folder is not None and content is None and folder.listing.get(name) is not None:
+        if folder is not None and folder.listing.get(name) is not None:
             del folder.listing[name]
             self._listed -= 1
 
@@ -275,8 +332,9 @@ class Tree:
             if node is None or not node.is_folder:
                 node = self._replace(folder, name, node, is_folder=True)
             return node
-        if node is None or node.is_folder or (node.stage, node.content) != (intent.stage, intent.content):
+        if node is None or node.is_folder or node.stage != intent.stage or not _are_same(node.content, intent.content):
             node = self._replace(folder, name, node)
+        if node.content != intent.content or node.stage != intent.stage:
             self._fill(node, intent)
         return node
 
@@ -340,7 +398,7 @@ class Tree:
         if is_folder:
             node.kept = node.known = True
             node.listed_at = time.monotonic()
-            self._show(self.path(node))
+            self._show_all(self.path(node))
         self.touch(folder)
         return node
 
@@ -363,11 +421,14 @@ class Tree:
         return fresh
 
     def touch(self, folder: Node) -> None:
-        """A name was added to or removed from a folder here: it stays, even if it becomes empty."""
-        if not folder.kept:
-            folder.kept = True
-            self._log.write("k", folder.id)
+        """A name was added to or removed from a folder here: it stays, with those it is in, even if empty."""
         folder.mtime_ns = folder.changed_ns = time.time_ns()
+        above: Node | None = folder
+        while above is not None:
+            if not above.kept:
+                above.kept = True
+                self._log.write("k", above.id)
+            above = above.parent
 
     def detach(self, node: Node) -> None:
         """Take a node's name from it; who has it open keeps it."""
@@ -390,9 +451,15 @@ class Tree:
         self._log.write("y", path)
 
     def _show(self, path: str) -> None:
-        if path in self._hidden:
-            self._hidden.discard(path)
+        if self._hidden.discard(path):
             self._log.write("z", path)
+
+    def _show_all(self, path: str) -> None:
+        """A folder is there, with those in it that are known or will have files."""
+        self._show(path)
+        for hidden in self._hidden.below(path) if self._hidden else ():
+            if self._journal.makes_folder(hidden) or self.at(hidden) is not None:
+                self._show(hidden)
 
     def begin_move(self, old: str, new: str) -> None:
         """What is in a folder is about to be moved, one path after the other."""
@@ -411,17 +478,36 @@ class Tree:
         if node.is_folder:
             node.kept = True
             self._log.write("k", node.id)
-            self._show(self.path(node))
-            self._stale_below(node)
+            self._show_all(self.path(node))
+            self._moved(node)
 
-    def _stale_below(self, node: Node) -> None:
-        node.listing, node.listed_at = {}, 0.0
-        node.epoch += 1
+    def _moved(self, node: Node) -> None:
+        """A folder has another path: all that it has is intended, and the store has nothing there."""
+        self._listed -= len(node.listing)
+        node.listing, node.listed_at, node.known, node.stale = {}, time.monotonic(), True, False
         for child in node.children.values():
             if child.is_folder:
                 child.kept = True
                 self._log.write("k", child.id)
-                self._stale_below(child)
+                self._moved(child)
+
+    def listed_below(self, folder: Node) -> "dict[str, Content] | None":
+        """Return every file that the store has below a folder, None if that cannot be said without the store."""
+        found: dict[str, Content] = {}
+        waiting = [(folder, self.path(folder))]
+        for above, path in waiting:
+            if not self.is_fresh(above):
+                return None
+            for name, content in above.listing.items():
+                full = f"{path}/{name}"
+                if content is not None:
+                    found[full] = content
+                elif full not in self._hidden:
+                    child = above.children.get(name)
+                    if child is None or not child.is_folder:
+                        return None
+                    waiting.append((child, full))
+        return found
 
     def tell(self, node: Node) -> None:
         """The kernel is told of a node."""
@@ -557,6 +643,19 @@ class Tree:
         node.stage, node.content = intent.stage, intent.content
         if intent.content is not None:
             node.mtime_ns = intent.content.mtime_ns
+
+
+_FILE = Content(EMPTY, 0, 0)
+
+
+def _age(folder: Node) -> None:
+    folder.stale = True
+    folder.epoch += 1
+
+
+def _are_same(one: Content | None, other: Content | None) -> bool:
+    """Whether it is one version of a file; a time that was set is no other version."""
+    return one is other or (one is not None and other is not None and one.file_hash == other.file_hash)
 
 
 def folders_of(path: str) -> "list[str]":

@@ -223,7 +223,7 @@ class Uploads:
                     same.add(intent.path)  # written anew, and what it was
                 else:
                     changes.append(Change(intent.path, content))
-                    intent.sent = (content.file_hash if content is not None else None,)
+                    intent.sent = (*intent.sent, content.file_hash if content is not None else None)
         refused = dict(self._apply(changes)) if changes else {}
         with self._lock:
             done = [(i.path, content) for i, content in current if i.path not in refused and i.path not in same]
