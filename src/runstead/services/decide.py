@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from runstead.model.costs import Span
-from runstead.model.jobs import CancelReason, FailureClass, Job, Phase, Stage, Transition
+from runstead.model.jobs import UNSET, CancelReason, FailureClass, Job, Phase, Stage, Transition
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
 from runstead.model.volumes import Flushed
 
@@ -276,6 +276,8 @@ def _terminal(
         finished_at=max(record.finished_at, job.created_at) if record else now,
         failure_count=job.failure_count + (failure not in (None, FailureClass.CANCELED)),
         used=_used(job, record, now),
+        # With a record nothing of it runs any more, so the next may have its processors, memory and GPUs at once.
+        reservation=UNSET if record is None else None,
     )
 
 

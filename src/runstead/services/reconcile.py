@@ -71,6 +71,7 @@ class Reconcile:
         self._active: dict[str, Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken: set[str] = set()
+        self._fresh: set[str] = set()  # of the active ones, those that nothing happened to since they were read
         self._slots = asyncio.Semaphore(_STEPS_AT_ONCE)
         self._start_failures: dict[str, int] = {}
         self._refused: set[str] = set()
@@ -138,12 +139,14 @@ class Reconcile:
         for job in jobs:
             self._active[job.id] = job
             self.wake(job.id)
+            self._fresh.add(job.id)
 
     def wake(self, job_id: str) -> bool:
         """Look at a job as soon as possible; False when it is not one of ours."""
         if job_id not in self._active:
             return False
         self._woken.add(job_id)
+        self._fresh.discard(job_id)
         if job_id not in self._tasks:
             task = asyncio.create_task(self._work(job_id), name=f"job {job_id}")
             self._tasks[job_id] = task
@@ -182,7 +185,7 @@ class Reconcile:
 
     async def _work(self, job_id: str) -> None:
         try:
-            while job_id in self._woken:
+            while job_id in self._woken and job_id in self._active:
                 self._woken.discard(job_id)
                 async with self._slots:
                     await self._advance(job_id)
@@ -192,18 +195,23 @@ class Reconcile:
             log.exception("a step of a job failed; it will be tried again", job=job_id)
         finally:
             del self._tasks[job_id]
-            if job_id in self._woken and job_id in self._active:
+            if job_id not in self._active:
+                self._woken.discard(job_id)
+            elif job_id in self._woken:
                 self.wake(job_id)
 
     async def _advance(self, job_id: str) -> None:
         """Take steps until there is nothing to do for this job right now."""
-        job = await self._store.get(job_id)
+        job = self._active.get(job_id) if job_id in self._fresh else await self._store.get(job_id)
+        self._fresh.discard(job_id)
         saved: steps.Saved = None
         seen: Observation | None = None
+        sealed = False
         while job is not None and job_id in self._active:
             self._active[job_id] = job
             if saved is None:  # else it is over, and how it ended was seen before it was removed
-                seen = (await self._executor.poll([_handle(job)]))[0] if job.handle is not None else None
+                asked = job.handle is not None and job.phase is not Phase.RELEASING
+                seen = (await self._executor.poll([_handle(job)]))[0] if asked else None
             step = steps.decide(job, seen, self._clock.now(), saved)
             match step:
                 case steps.Wait():
@@ -220,7 +228,8 @@ class Reconcile:
                     if job is not None:
                         saved = await self._save(job)
                 case steps.Release():
-                    await self._logs.seal(job.id, job.attempt)
+                    if not sealed:
+                        await self._logs.seal(job.id, job.attempt)
                     await self._remove(job)
                     job = await self._apply(job, step.then)
                 case steps.Retry():
@@ -231,6 +240,7 @@ class Reconcile:
                     await self._remove(ended)
                 case steps.Finish():
                     await self._logs.seal(job.id, job.attempt)
+                    sealed = True
                     job = await self._apply(job, step.then)
                 case steps.Apply():
                     job = await self._apply(job, step.then)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from runstead.model.costs import Span
-from runstead.model.jobs import CancelReason, FailureClass, Initiator, Job, JobSpec, Phase, Stage, Transition
+from runstead.model.jobs import UNSET, CancelReason, FailureClass, Initiator, Job, JobSpec, Phase, Stage, Transition
 from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Observation
 from runstead.model.sandboxes import Mode, SandboxSpec
 from runstead.model.volumes import Flushed, Volume, VolumeKind
@@ -51,6 +51,17 @@ def finish(step: object) -> Transition:
     assert isinstance(step, Finish)
     assert step.then.phase is Phase.RELEASING
     return step.then
+
+
+def test_its_share_of_the_machine_is_free_as_soon_as_nothing_of_it_runs() -> None:
+    assert finish(decide(job(Phase.RUNNING), ended(), NOW)).reservation is None
+
+
+def test_its_share_of_the_machine_is_kept_while_something_of_it_may_run() -> None:
+    assert finish(decide(job(Phase.RUNNING), LOST, NOW)).reservation is UNSET
+    released = decide(job(Phase.RELEASING), None, NOW)
+    assert isinstance(released, Release)
+    assert released.then.reservation is None
 
 
 def test_a_waiting_job_waits_for_admission() -> None:
