@@ -12,6 +12,8 @@ import pytest
 from node_fuse.conftest import Bucket, Node
 
 OPERATIONS = int(os.environ.get("RUNSTEAD_FUSE_OPERATIONS", "600"))
+SEEDS = range(*(int(part) for part in os.environ.get("RUNSTEAD_FUSE_SEEDS", "0 4").split()))
+BETWEEN_DEATHS = max(60, OPERATIONS // 25)  # the keeper gives up what kills its daemon more than 30 times a minute
 NAMES = ["a", "b", "c", "dd", "e.txt"]
 
 
@@ -121,7 +123,7 @@ def _files(tree: dict[str, bytes | None]) -> dict[str, bytes]:
     return {name: data for name, data in tree.items() if data is not None}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("deaths", [False, True], ids=["", "with daemons that are killed"])
 def test_a_mount_is_like_a_folder(node: Node, bucket: Bucket, tmp_path: Path, seed: int, deaths: bool) -> None:
     start = {f"{a}/{b}": random.Random(f"{seed}{a}{b}").randbytes(20_000) for a in ("a", "b") for b in ("a", "c")}
@@ -134,7 +136,7 @@ def test_a_mount_is_like_a_folder(node: Node, bucket: Bucket, tmp_path: Path, se
     walk = Walk(seed, (plain, mounted))
     for number in range(OPERATIONS):
         walk.step()
-        if deaths and number % 60 == 59:
+        if deaths and number % BETWEEN_DEATHS == 59:
             os.kill(node.told()["pid"], signal.SIGKILL)
         if number % 150 == 149:
             assert _tree(plain) == _tree(mounted), walk.done[-30:]
