@@ -43,8 +43,12 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     fields = {name.lower(): value for name, value in raw}
     path, _, query = target.partition("?")
     kind = "application/json"
-    if path == "/early":  # answers before it reads
+    if path in ("/early", "/rude"):  # answers before it reads
         writer.write(head("413 Too Large", "Content-Length: 0"))
+        if path == "/early":  # what is unread at the end would reset the connection
+            writer.write_eof()
+            while await reader.read(65536):
+                pass
         return False
     if path == "/continue" and fields.get("expect") == "100-continue":
         writer.write(head("100 Continue"))

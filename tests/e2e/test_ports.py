@@ -323,6 +323,36 @@ class TestAnswers:
         answer = app.get("/early", "POST", content=b"x" * 20_000_000)
         assert answer.status_code == 413
 
+    def test_an_early_answer_whose_connection_is_reset_is_one_all_the_same(self, app: App) -> None:
+        """The program's own system may have thrown it away."""
+        answer = app.get("/rude", "POST", content=b"x" * 20_000_000)
+        assert (answer.status_code, answer.headers.get("x-runstead-cause")) in [(413, None), (502, "connection-lost")]
+
+    @pytest.mark.parametrize("connection", ["keep-alive", "close"])
+    @pytest.mark.parametrize(
+        ("path", "authorized", "status"),
+        [
+            ("{prefix}/", False, 401),
+            ("{none}/", True, 404),
+            ("/api/jobs/{owner}", True, 413),
+            ("/xet/any/v1/xorbs/default/" + "0" * 64, False, 401),
+        ],
+    )
+    def test_an_early_answer_of_the_server_is_read(
+        self, app: App, path: str, authorized: bool, status: int, connection: str
+    ) -> None:
+        """At every door: clients send all of it, and read then."""
+        names = {"prefix": app.prefix, "none": app.prefix.replace(app.id, "0" * 24), "owner": app.server.owner}
+        line = f"POST {path.format(**names)} HTTP/1.1"
+        token = (f"Authorization: Bearer {app.token}",) if authorized else ()
+        fields = ("Host: here", *token, f"Connection: {connection}", "Content-Length: 40000000", "", "")
+        with socket.create_connection(("127.0.0.1", app.server.port), timeout=30) as client:
+            client.sendall("\r\n".join((line, *fields)).encode())
+            for _ in range(40):
+                client.sendall(b"x" * 1_000_000)
+            found = client.recv(65536)
+        assert found.split()[1] == b"%d" % status, found
+
     def test_what_breaks_off_is_seen_to_be_broken_off(self, app: App) -> None:
         with pytest.raises(httpx2.RemoteProtocolError):
             app.get("/short")

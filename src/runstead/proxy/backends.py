@@ -1,6 +1,8 @@
 """Connections into jobs: made when needed, kept for a moment afterwards."""
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from socket import socket
 from typing import Protocol, cast
@@ -65,9 +67,18 @@ class Backend(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self._forget(self)
+        if exc is not None:
+            self._read_on()
         user, self.user = self.user, None
         if user is not None:
             user.job_lost(exc)
+
+    def _read_on(self) -> None:
+        """Read what was sent before a reset that a write met first: programs answer before they have read it all."""
+        connection = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            while self.user is not None and (data := os.read(connection.fileno(), _BUFFERED_BYTES)):
+                self.user.from_job(data)
 
     def pause_writing(self) -> None:
         """See asyncio."""

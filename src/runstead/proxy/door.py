@@ -1,7 +1,7 @@
 """A connection of the server: what is for ports of jobs goes there, the rest is served as ever.
 
-A mixin over uvicorn's HTTP protocol. It looks at bytes only where a request begins; the decision is made for each
-request anew, for clients use one connection for the server's own API and for ports of jobs.
+A mixin over uvicorn's HTTP protocol (`own.py`). It looks at bytes only where a request begins; the decision is made
+for each request anew, for clients use one connection for the server's own API and for ports of jobs.
 """
 
 import asyncio
@@ -9,15 +9,12 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
-from urllib.parse import unquote
-
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from runstead.model.errors import Invalid, RunsteadError
 from runstead.proxy import answers
 from runstead.proxy.exchange import Exchange
 from runstead.proxy.heads import MAX_HEAD_BYTES, BadMessage, RequestHead
-from runstead.proxy.native import VISIT
+from runstead.proxy.own import OwnRequests
 from runstead.proxy.tunnels import Tunnel
 from runstead.services.exposure import PortError, Visit
 from runstead.services.port_addresses import PortAddress
@@ -77,7 +74,7 @@ class Middle(Protocol):
         ...
 
 
-class Door(HttpToolsProtocol):
+class Door(OwnRequests):
     """One connection of a client."""
 
     def __init__(self, *arguments: Any, proxy: Middle, **named: Any) -> None:
@@ -88,11 +85,7 @@ class Door(HttpToolsProtocol):
         self._proxy = proxy
         self._held = b""  # the beginning of a request
         self._deciding: asyncio.Task[None] | None = None
-        self._local = False  # the request in hand is the server's own
-        self._parsing: object = None  # the parser that is inside of a request
-        self._lingering = False
-        self._judged = False  # somebody looked at the head that uvicorn is about to read
-        self._native: tuple[Visit, bytes] | None = None
+        self.answered_at = 0.0  # for the last time, if it lingers
 
     # What asyncio tells
 
@@ -109,9 +102,13 @@ class Door(HttpToolsProtocol):
         elif self._deciding is not None:
             self._held += data
             self.transport.pause_reading()
-        elif self._local and (self._parsing is self.parser or not self.cycle.response_complete):
+        elif self.lingers:
+            self.waiting_since = self.loop.time()
+        elif self.own and not (self.whole and self.answered):
+            if self.answered:  # the rest of an upload: it is dropped
+                self.waiting_since = self.loop.time()
             super().data_received(data)
-        elif not self._lingering:
+        else:
             self._begin(self._held + data if self._held else data)
 
     def eof_received(self) -> Any:  # as asyncio has it; uvicorn never needs to say anything
@@ -144,6 +141,8 @@ class Door(HttpToolsProtocol):
         """The server stops: let what is in hand end."""
         if self.partner is not None:
             self.partner.finish()
+        elif self.lingers:
+            self.transport.close()
         elif self._deciding is None:
             super().shutdown()
 
@@ -170,9 +169,9 @@ class Door(HttpToolsProtocol):
             self._refuse(error)
             return
         if found is None:
-            self._serve(data)
+            self.serve_own(data)
             return
-        self._local = False
+        self.own = False
         self._held = data[end + 4 :]
         self._decide(found, self._proxy.serve(self, found, data[: end + 4]))
 
@@ -192,10 +191,6 @@ class Door(HttpToolsProtocol):
                 self.refuse(RunsteadError("the server failed on this request; its log says why"), found.head)
 
         self._deciding = self.loop.create_task(decide())
-
-    def _serve(self, data: bytes) -> None:
-        self._local = self._judged = True
-        super().data_received(data)
 
     @property
     def _secure(self) -> bool:
@@ -217,14 +212,9 @@ class Door(HttpToolsProtocol):
         """Have an application of this server answer the request; `data` is its head."""
         self._deciding = None
         held, self._held = self._held, b""
-        self._native = visit, target
-        ordinary, self.app = self.app, cast("Any", app)
         if not self.transport.is_closing():
             self.transport.resume_reading()
-        try:
-            self._serve(data)  # the head alone: what follows may be another request
-        finally:
-            self.app, self._native = ordinary, None
+        self.serve_by(app, visit, target, data)  # the head alone: what follows may be another request
         if held:
             self.data_received(held)
 
@@ -237,7 +227,7 @@ class Door(HttpToolsProtocol):
         self.transport.write(data)
         # What came of a body was not followed: better to begin anew.
         if self._has_body(head) or not head.keeps_alive or b"\r\nConnection: close\r\n" in data:
-            self._linger()
+            self.linger()
         else:
             self._next(self._held)
 
@@ -248,7 +238,7 @@ class Door(HttpToolsProtocol):
         if head is None:
             self._deciding = None
             self.transport.write(data)
-            self._linger()
+            self.linger()
         else:
             self.answer(data, head)
 
@@ -258,19 +248,18 @@ class Door(HttpToolsProtocol):
     def _refuse(self, error: BadMessage) -> None:
         said = {"error": str(error), "cause": "request"}
         self.transport.write(answers.answer(error.status, said, None, close=True))
-        self._linger()
+        self.linger()
 
-    def _linger(self) -> None:
-        """Send no more, and wait a moment for the client to close: what is unread would destroy the answer."""
+    def linger(self) -> None:
+        """Send no more, and read on for a while: what is unread when a connection is closed destroys the answer."""
         self._held = b""
-        self._lingering = True
-        self.waiting_since = self.loop.time()
+        self.lingers, self.own = True, False
+        self.answered_at = self.waiting_since = self.loop.time()
         if self.transport.is_closing():
             return
-        if self.transport.can_write_eof():
+        self.transport.resume_reading()
+        if self.transport.can_write_eof():  # not with TLS, where an end is an end of both directions
             self.transport.write_eof()
-        else:
-            self.transport.close()
 
     def _next(self, rest: bytes) -> None:
         """Go on with the next request."""
@@ -282,12 +271,12 @@ class Door(HttpToolsProtocol):
     @property
     def waits(self) -> bool:
         """Whether nothing is on its way: neither a request of the server's own nor one of a job."""
-        return self.partner is None and self._deciding is None and not self._local
+        return self.partner is None and self._deciding is None and not self.own
 
     @property
-    def lingers(self) -> bool:
-        """Whether the last answer was sent."""
-        return self._lingering
+    def drops(self) -> bool:
+        """Whether what is on its way is the rest of an upload that was answered, and nothing else."""
+        return self.own and self.answered and not self.whole
 
     @property
     def began(self) -> bool:
@@ -296,11 +285,13 @@ class Door(HttpToolsProtocol):
 
     # What exchanges tell (exchange.Client)
 
-    def exchange_is_over(self, rest: bytes, *, keep: bool) -> None:
+    def exchange_is_over(self, rest: bytes, *, keep: bool, whole: bool) -> None:
         """See exchange.Client."""
         self.partner = self.visit = None
-        if not keep:
-            self._linger() if rest else self.transport.close()
+        if not keep and (rest or not whole):
+            self.linger()
+        elif not keep:
+            self.transport.close()
         elif not self.transport.is_closing():
             self.transport.resume_reading()
             self._next(rest)
@@ -312,7 +303,7 @@ class Door(HttpToolsProtocol):
         refused = error if isinstance(error, RunsteadError) else Invalid(str(error))
         if not self.transport.is_closing():
             self.transport.write(answers.refusal(refused, head, close=True))
-            self._linger()
+            self.linger()
 
     def exchange_lost(self, exchange: Exchange) -> None:
         """See exchange.Client."""
@@ -322,45 +313,8 @@ class Door(HttpToolsProtocol):
         """See exchange.Client."""
         self.partner = tunnel
 
-    # What uvicorn's parser tells
+    # What uvicorn asks
 
-    def on_message_begin(self) -> None:
-        """A request of the server's own begins."""
-        self._parsing = self.parser
-        super().on_message_begin()
-
-    def on_message_complete(self) -> None:
-        """It was received whole."""
-        self._parsing = None
-        super().on_message_complete()
-
-    def on_headers_complete(self) -> None:
-        """Its head was read: hand it to whom it is for."""
-        ordinary = self.app
-        if not self._judged and self._proxy.names_port(self.url, self.headers):
-            # It came so close behind another request that nobody could look at it first.
-            self.app = cast("Any", _misdirected)
-        super().on_headers_complete()
-        self.app = ordinary
-        self._judged = False
-        if self._native is not None:
-            visit, target = self._native
-            path, _, query = target.partition(b"?")
-            scope = cast("dict[str, Any]", self.scope)
-            scope["path"], scope["raw_path"], scope["query_string"] = _decoded(path), path, query
-            scope.setdefault("extensions", {})[VISIT] = visit
-
-
-def _decoded(path: bytes) -> str:
-    return unquote(path.decode("latin-1"))
-
-
-async def _misdirected(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
-    body = b'{"error": "send this request once the answer before it is there"}'
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 421, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    def names_port(self) -> bool:
+        """See OwnRequests."""
+        return self._proxy.names_port(self.url, self.headers)

@@ -5,6 +5,9 @@ takes. All of it happens in callbacks of the event loop: a task for each piece o
 """
 
 import asyncio
+import contextlib
+import socket
+import struct
 from typing import Protocol
 
 from runstead.proxy.backends import Backend, Backends, Connect, Key
@@ -25,6 +28,8 @@ from runstead.services.exposure import Gone, PortError, Visit
 
 _REPLAYABLE = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 _SWITCHING = 101
+_RESET = struct.pack("ii", 1, 0)
+"""For SO_LINGER: do not end the connection, reset it."""
 
 
 class Client(Protocol):
@@ -32,8 +37,11 @@ class Client(Protocol):
 
     transport: asyncio.Transport
 
-    def exchange_is_over(self, rest: bytes, *, keep: bool) -> None:
-        """Go on with what came behind the request; without `keep` end the connection."""
+    def exchange_is_over(self, rest: bytes, *, keep: bool, whole: bool) -> None:
+        """Go on with what came behind the request; without `keep` end the connection.
+
+        `whole`: the request was received to its end. It was, if the connection is kept.
+        """
         ...
 
     def exchange_failed(self, error: PortError | BadMessage) -> None:
@@ -107,6 +115,8 @@ class Exchange:
         """Send the request; `early` is what came of the body with its head."""
         self._backend = backend
         backend.user = self
+        if not self._rest:
+            self._hold_client(False)
         fields = for_job(self.head, self._passage, self._framing)
         backend.transport.write(write_request(self.head.method, self._target, self.head.minor, fields))
         if early:
@@ -209,13 +219,13 @@ class Exchange:
                 self._backends.keep(backend)
             else:
                 backend.release()
-        if self._up.done:
+        if self._up.done or not self._keep_client:
             self._over()
         else:  # what is still coming is read and dropped, or the client could not read the answer
             self._hold_client(False)
 
     def _over(self) -> None:
-        self._client.exchange_is_over(self._rest, keep=self._keep_client)
+        self._client.exchange_is_over(self._rest, keep=self._keep_client, whole=self._up.done)
 
     def _switch(self, answer: AnswerHead, rest: bytes) -> None:
         upgrade = self.head.upgrade
@@ -262,6 +272,7 @@ class Exchange:
             self._backend = None
             self._cut()
         else:
+            self._hold_client(True)  # until it is known what becomes of the request
             self._client.exchange_lost(self)
 
     def _framing_ends_with_connection(self) -> bool:
@@ -307,7 +318,10 @@ class Exchange:
     def _cut(self) -> None:
         """End an answer that was begun, so that the client can tell that it is not whole."""
         self._let_go()
-        if isinstance(self._down, Endless):
+        if isinstance(self._down, Endless):  # an ordinary end would say that it is whole
+            connection = self._client.transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._client.transport.abort()
         else:
             self._client.transport.close()

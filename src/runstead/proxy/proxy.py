@@ -24,7 +24,8 @@ log = structlog.get_logger()
 _SWEEP_SECONDS = 1.0
 _HEAD_SECONDS = 30.0  # from the first byte of a head to its last
 _IDLE_SECONDS = 75.0  # until the next request begins
-_LINGER_SECONDS = 5.0
+_LINGER_SECONDS = 5.0  # for the next piece of an upload that was answered already, on a connection that is to end
+_LINGER_MOST_SECONDS = 30.0  # for all of it
 _STALLED_SECONDS = 300.0  # of a client that neither sends what it announced nor reads what it asked for
 _RECHECK_SECONDS = 30.0  # how often what lasts is checked again against tokens and ports
 
@@ -227,11 +228,16 @@ class Proxy:
             elif not partner.answering and not partner.uploading and idle > self._answer_seconds:
                 message = f"the program in the job did not answer within {self._answer_seconds:g} s"
                 partner.give_up(Silent(message, "no-answer"))
+        elif door.lingers:
+            if now - door.waiting_since > _LINGER_SECONDS or now - door.answered_at > _LINGER_MOST_SECONDS:
+                door.transport.close()
+        elif door.drops:
+            if now - door.waiting_since > _STALLED_SECONDS:
+                door.transport.close()
         elif door.waits:
             waited = now - door.waiting_since
-            limit = _LINGER_SECONDS if door.lingers else _HEAD_SECONDS if door.began else _IDLE_SECONDS
-            if waited > limit:
-                if door.began and not door.lingers:
+            if waited > (_HEAD_SECONDS if door.began else _IDLE_SECONDS):
+                if door.began:
                     said = {"error": "the request did not arrive in time", "cause": "request"}
                     door.transport.write(answers.answer(408, said, None, close=True))
                 door.transport.close()

@@ -2,126 +2,28 @@
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
 
-from runstead.model.errors import NotFound
-from runstead.model.jobs import Initiator, Job, JobSpec, Phase, Stage
+import proxy_place
+from proxy_place import REQUEST, Program, until
 from runstead.proxy import proxy as module
-from runstead.proxy.door import Door
-from runstead.proxy.gate import Admitted, Gate
-from runstead.proxy.proxy import Proxy
-from runstead.services.exposure import Exposure, Visit
-from runstead.services.port_addresses import PortAddresses
-
-JOB = "a" * 24
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-A_JOB = Job(
-    *(1, JOB, "n", "alice", "user", "n", "alice", JobSpec(("x",), "f", docker_image="i"), Stage.RUNNING),
-    *(Phase.RUNNING, None, NOW, Initiator("user", "n")),
-)
 
 
 @dataclass
-class Program:
-    """What runs in the job: it answers with what it is told to, and notes who went."""
-
-    answer: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-    heads: int = 0
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while await reader.readuntil(b"\r\n\r\n"):
-                self.heads += 1
-                writer.write(self.answer)
-        self.gone.set()
-        writer.close()
-
-
-@dataclass
-class Ways:
-    """In the place of the services: everybody may, until told otherwise."""
-
-    port: int
-    closed: bool = False
-
-    def when_changed(self, tell: Any) -> None: ...
-
-    async def visit(self, job_id: str, port: int, token_digest: bytes | None) -> Visit:
-        if self.closed:
-            raise NotFound("closed meanwhile")
-        return Visit(A_JOB, port, None, token_digest)
-
-    async def connect(self, visit: Visit, port: int | None = None) -> socket.socket:
-        del visit, port
-        made = socket.socket()
-        made.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", self.port))
-        return made
-
-    async def admit(self, head: Any, address: Any, *, secure: bool) -> Admitted:
-        del head, secure
-        return Admitted(await self.visit(address.job_id, address.port, None), False, False)
-
-
-@dataclass
-class Place:
-    proxy: Proxy
-    ways: Ways
+class Place(proxy_place.Place):
     program: Program
-    port: int
-
-    @contextlib.asynccontextmanager
-    async def client(self, data: bytes) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(data)
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-
-    async def sweep(self) -> None:
-        await asyncio.sleep(0)
-        await self.proxy.run_once()
-
-
-async def application(scope: Any, receive: Any, send: Any) -> None:
-    del scope, receive
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body"})
 
 
 @pytest.fixture
 async def place() -> AsyncIterator[Place]:
     program = Program()
     job = await asyncio.start_server(program.serve, "127.0.0.1", 0)
-    ways = Ways(job.sockets[0].getsockname()[1])
-    proxy = Proxy(cast(Exposure, ways), cast(Gate, ways), PortAddresses(), 60)
-    config = uvicorn.Config(application, log_config=None, lifespan="off", ws="none")
-    config.load()
-    state = ServerState()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Door(config, state, {}, proxy=proxy), "127.0.0.1", 0
-    )
-    async with server, job:
-        yield Place(proxy, ways, program, server.sockets[0].getsockname()[1])
-
-
-REQUEST = f"GET /jobs-proxy/{JOB}--8000.port/ HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-
-
-async def until(seen: Any) -> None:
-    async with asyncio.timeout(10):
-        while not seen():
-            await asyncio.sleep(0.005)
+    async with job, proxy_place.proxy_to(job.sockets[0].getsockname()[1]) as place:
+        yield Place(place.proxy, place.ways, place.port, program)
 
 
 async def test_a_head_that_never_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
