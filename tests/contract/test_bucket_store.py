@@ -381,7 +381,10 @@ async def test_every_statement_on_files_goes_by_the_key(tmp_path: Path) -> None:
             for step in plan:
                 if "bucket_files" in step and name not in ("_HASHES", "_FILES_FROM", "_EMPTY"):
                     assert "bucket=? AND path" in step, (name, plan)
-                assert not step.startswith("SCAN bucket"), (name, plan)
+                if "bucket_history" in step and name in ("_KEPT_AT", "_FIRST_KEPT", "_FORGET_KEPT"):
+                    assert "bucket=? AND version" in step.replace("(version", "version"), (name, plan)
+                if name != "_WITH_OLD_KEPT":  # looks once into the history of each bucket
+                    assert not step.startswith("SCAN bucket"), (name, plan)
 
 
 # Log
@@ -450,6 +453,29 @@ async def test_what_was_replaced_is_kept(store: SqlBucketStore, log: SqlBucketLo
     assert await log.forget_kept(NOW + 1.5 * SECOND, 1) == 1
     assert await log.forget_kept(NOW + 1.5 * SECOND, 10) == 1
     assert await log.kept(bucket.seq, "", ("", 0), 10) == kept[1:2]
+    assert await log.forget_kept(NOW + 1.5 * SECOND, 10) == 0
+
+
+async def test_the_history_of_every_bucket_is_forgotten_some_day(store: SqlBucketStore, log: SqlBucketLog) -> None:
+    buckets = [await store.add(new_bucket(f"b{number}")) for number in range(3)]
+    for number, bucket in enumerate(buckets):
+        await store.apply(bucket.seq, {f"p{n}": content(str(n)) for n in range(4)}, NOW)
+        for version in range(2):
+            at = NOW + (10 * number + version + 1) * SECOND
+            await store.apply(bucket.seq, {f"p{n}": content(f"{n} {version}") for n in range(4)}, at)
+
+    async def forget(until: datetime) -> int:
+        forgotten = 0
+        while count := await log.forget_kept(until, 3):
+            forgotten += count
+        return forgotten
+
+    assert await forget(NOW + 0.5 * SECOND) == 0
+    assert await forget(NOW + 11.5 * SECOND) == 8 + 4
+    left = [len(await log.kept(bucket.seq, "", ("", 0), 100)) for bucket in buckets]
+    assert left == [0, 4, 8]
+    assert {kept.version for kept in await log.kept(buckets[1].seq, "", ("", 0), 100)} == {3}
+    assert await forget(NOW + 100 * SECOND) == 4 + 8
 
 
 async def differences(log: SqlBucketLog, bucket: Bucket, prefix: str, at: datetime, limit: int) -> dict[str, Any]:
@@ -508,7 +534,7 @@ async def test_all_hashes_are_told(store: SqlBucketStore, log: SqlBucketLog) -> 
         some, place = await log.hashes(place, 4)
         files += some
     kept: list[bytes] = []
-    place = (0, "", 0)
+    place = (0, 0, "")
     while place is not None:
         some, place = await log.kept_hashes(place, 2)
         kept += some

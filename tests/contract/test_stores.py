@@ -1171,6 +1171,23 @@ class TestSchema:
             assert await SqlJobStore(other).get(job.id) == job
         assert _query(url, "SELECT version_num FROM alembic_version") == [(HEAD,)]
 
+    async def test_what_buckets_were_outlives_the_change_of_its_order(self, url: str) -> None:
+        await asyncio.to_thread(_migrate, url, "0006")
+        columns = "bucket, path, version, file_hash, size, mtime, uploaded_at, content_type, replaced_at"
+        rows = [
+            f"({bucket}, 'p{path}', {version}, {file_hash}, {path}, 1, {version}, NULL, {version + 1})"
+            for file_hash in ["X'00ff'" if url.startswith("sqlite") else r"'\x00ff'"]
+            for bucket in (2, 1)
+            for path in range(3)
+            for version in (3, 1, 2)
+        ]
+        _query(url, f"INSERT INTO bucket_history ({columns}) VALUES {', '.join(rows)}")
+        everything = f"SELECT {columns} FROM bucket_history ORDER BY bucket, path, version"
+        before = _query(url, everything)
+        await (await open_database(url)).close()
+        assert len(before) == 18
+        assert _query(url, everything) == before
+
     async def test_a_newer_database_is_refused(self, url: str) -> None:
         await (await open_database(url)).close()
         _query(url, "UPDATE alembic_version SET version_num = '9999'")

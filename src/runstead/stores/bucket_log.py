@@ -83,7 +83,8 @@ class SqlBucketLog(BucketLog):
         wanted = {"bucket": bucket, "place": start, "at": instant_to(at), "limit": limit, **_range(prefix)}
 
         def work(transaction: Transaction) -> tuple[list[Row], list[Row]]:
-            return transaction.rows(_FILES_FROM, wanted), transaction.rows(_KEPT_AT, wanted)
+            since = {"since": _first_version_after(transaction, bucket, instant_to(at))}
+            return transaction.rows(_FILES_FROM, wanted), transaction.rows(_KEPT_AT, wanted | since)
 
         files, kept = await self._database.read(work, consistent=True)
         # Where one of the two lists was cut, nothing is known of the other one's paths behind it.
@@ -105,8 +106,18 @@ class SqlBucketLog(BucketLog):
 
     async def forget_kept(self, before: datetime, limit: int) -> int:
         """Delete old rows of the history."""
-        wanted = {"before": instant_to(before), "limit": limit}
-        return await self._database.write(lambda t: t.run(_FORGET_KEPT, wanted))
+
+        def work(transaction: Transaction) -> int:
+            found = transaction.row(_WITH_OLD_KEPT, {"before": instant_to(before)})
+            if found is None:
+                return 0
+            oldest = transaction.rows(_OLDEST_KEPT, {"bucket": found[0], "limit": limit})
+            old = [row for row in oldest if row[2] < instant_to(before)]
+            if not old:
+                return 0  # another server was faster
+            return transaction.run(_FORGET_KEPT, {"bucket": found[0], "version": old[-1][0], "path": old[-1][1]})
+
+        return await self._database.write(work)
 
     async def forget_batches(self, before: datetime, limit: int) -> int:
         """Delete old rows of the event log."""
@@ -140,12 +151,28 @@ class SqlBucketLog(BucketLog):
         return [row[0] for row in rows], (rows[-1][1], rows[-1][2]) if len(rows) == limit else None
 
     async def kept_hashes(
-        self, after: tuple[int, str, int], limit: int
-    ) -> tuple[list[bytes], tuple[int, str, int] | None]:
+        self, after: tuple[int, int, str], limit: int
+    ) -> tuple[list[bytes], tuple[int, int, str] | None]:
         """Return hashes of former files."""
-        wanted = {"bucket": after[0], "path": after[1], "version": after[2], "limit": limit}
+        wanted = {"bucket": after[0], "version": after[1], "path": after[2], "limit": limit}
         rows = await self._database.read(lambda t: t.rows(_KEPT_HASHES, wanted))
         return [row[0] for row in rows], (rows[-1][1], rows[-1][2], rows[-1][3]) if len(rows) == limit else None
+
+
+def _first_version_after(transaction: Transaction, bucket: int, at: int) -> int:
+    """Return a version before which the history has nothing that was replaced after the instant.
+
+    Nothing is sorted by instants, but they grow with the versions: this halves what is between the first and the last.
+    """
+    low, high = 0, transaction.rows(_LAST_KEPT, {"bucket": bucket})[0][0] or 0
+    while low < high:
+        middle = (low + high) // 2
+        [(version, replaced_at)] = transaction.rows(_FIRST_KEPT, {"bucket": bucket, "from": middle})
+        if replaced_at > at:
+            high = middle
+        else:
+            low = version + 1
+    return low
 
 
 def _range(prefix: str) -> dict[str, Any]:
@@ -216,14 +243,41 @@ _FILES_FROM = (
     .order_by(bucket_files.c.path)
     .limit(bindparam("limit"))
 )
+_LAST_KEPT = select(func.max(bucket_history.c.version)).where(_kept_of_bucket)
+_FIRST_KEPT = (
+    select(bucket_history.c.version, bucket_history.c.replaced_at)
+    .where(_kept_of_bucket, bucket_history.c.version >= bindparam("from"))
+    .order_by(bucket_history.c.version)
+    .limit(1)
+)
 _KEPT_AT = (
     select(*KEPT_COLUMNS)
-    .where(_kept_of_bucket, bucket_history.c.path >= bindparam("place"), _in_range(bucket_history))
+    .where(_kept_of_bucket, bucket_history.c.version >= bindparam("since"))
+    .where(bucket_history.c.path >= bindparam("place"), _in_range(bucket_history))
     .where(bucket_history.c.uploaded_at <= bindparam("at"), bucket_history.c.replaced_at > bindparam("at"))
     .order_by(bucket_history.c.path)
     .limit(bindparam("limit"))
 )
-_FORGET_KEPT = _oldest(bucket_history, bucket_history.c.replaced_at < bindparam("before"))
+_first_replaced_at = (
+    select(bucket_history.c.replaced_at)
+    .where(bucket_history.c.bucket == buckets.c.seq)
+    .order_by(bucket_history.c.version)
+    .limit(1)
+    .correlate(buckets)
+    .scalar_subquery()
+)
+_WITH_OLD_KEPT = select(buckets.c.seq).where(_first_replaced_at < bindparam("before")).limit(1)
+_OLDEST_KEPT = (
+    select(bucket_history.c.version, bucket_history.c.path, bucket_history.c.replaced_at)
+    .where(_kept_of_bucket)
+    .order_by(bucket_history.c.version, bucket_history.c.path)
+    .limit(bindparam("limit"))
+)
+_FORGET_KEPT = delete(bucket_history).where(
+    _kept_of_bucket,
+    tuple_(bucket_history.c.version, bucket_history.c.path)
+    <= tuple_(bindparam("version", type_=BigInteger), bindparam("path", type_=Text)),
+)
 _FORGET_BATCHES = _oldest(bucket_batches, bucket_batches.c.at < bindparam("before"))
 
 _LONGEST_DELETED = (
@@ -249,15 +303,15 @@ _HASHES = (
     .limit(bindparam("limit"))
 )
 _KEPT_HASHES = (
-    select(bucket_history.c.file_hash, bucket_history.c.bucket, bucket_history.c.path, bucket_history.c.version)
+    select(bucket_history.c.file_hash, bucket_history.c.bucket, bucket_history.c.version, bucket_history.c.path)
     .where(
-        tuple_(bucket_history.c.bucket, bucket_history.c.path, bucket_history.c.version)
+        tuple_(bucket_history.c.bucket, bucket_history.c.version, bucket_history.c.path)
         > tuple_(
             bindparam("bucket", type_=BigInteger),
-            bindparam("path", type_=Text),
             bindparam("version", type_=BigInteger),
+            bindparam("path", type_=Text),
         )
     )
-    .order_by(bucket_history.c.bucket, bucket_history.c.path, bucket_history.c.version)
+    .order_by(bucket_history.c.bucket, bucket_history.c.version, bucket_history.c.path)
     .limit(bindparam("limit"))
 )

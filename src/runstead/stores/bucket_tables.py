@@ -67,25 +67,26 @@ bucket_files = Table(
     Column("content_type", STRING),
     PrimaryKeyConstraint("bucket", "path"),
     sqlite_with_rowid=False,
+    postgresql_with={"fillfactor": 85},  # an overwritten row stays in its page, and the index as it is
 )
 
-# What paths were: from `uploaded_at` until `replaced_at`.
+# What paths were: from `uploaded_at` until `replaced_at`, which grows with the version. In the order in which it comes
+# about: a batch anywhere in a bucket writes one place here, and there is no other index to be written anywhere.
 bucket_history = Table(
     "bucket_history",
     metadata,
     Column("bucket", BigInteger, nullable=False),
-    Column("path", STRING, nullable=False),
     Column("version", BigInteger, nullable=False),  # of the batch that replaced it
+    Column("path", STRING, nullable=False),
     Column("file_hash", LargeBinary, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("mtime", INSTANT, nullable=False),
     Column("uploaded_at", INSTANT, nullable=False),
     Column("content_type", STRING),
     Column("replaced_at", INSTANT, nullable=False),
-    PrimaryKeyConstraint("bucket", "path", "version"),
+    PrimaryKeyConstraint("bucket", "version", "path"),
     sqlite_with_rowid=False,
 )
-Index("ix_bucket_history_replaced_at", bucket_history.c.replaced_at)
 
 # What jobs wrote to their volumes: each path as the job left it, whatever became of it later.
 job_outputs = Table(

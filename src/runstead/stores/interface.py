@@ -424,6 +424,10 @@ class ContentStore(ABC):
         """Return a file, if it is there and the scope (when given) has a claim on it."""
 
     @abstractmethod
+    async def files(self, hashes: Collection[bytes], scope: str | None = None) -> dict[bytes, StoredFile]:
+        """Return those of these files that are there and claimed by the scope (when given)."""
+
+    @abstractmethod
     async def hold_files(self, hashes: Collection[bytes], at: datetime, scope: str | None = None) -> dict[bytes, int]:
         """Hold those of these files that are there and claimed by the scope (when given); return their sizes."""
 
@@ -591,7 +595,7 @@ class BucketLog(ABC):
 
     @abstractmethod
     async def forget_kept(self, before: datetime, limit: int) -> int:
-        """Forget up to `limit` former files that were replaced before; return how many."""
+        """Forget up to `limit` former files of one bucket that were replaced before; return how many, 0 at the end."""
 
     @abstractmethod
     async def forget_batches(self, before: datetime, limit: int) -> int:
@@ -614,8 +618,8 @@ class BucketLog(ABC):
 
     @abstractmethod
     async def kept_hashes(
-        self, after: tuple[int, str, int], limit: int
-    ) -> tuple[list[bytes], tuple[int, str, int] | None]:
+        self, after: tuple[int, int, str], limit: int
+    ) -> tuple[list[bytes], tuple[int, int, str] | None]:
         """Return the hashes of up to `limit` former files of all buckets, as `hashes` does."""
 
 

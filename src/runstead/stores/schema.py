@@ -17,7 +17,7 @@ from runstead.stores.schedule_tables import metadata
 from runstead.stores.tables import NOBODY
 
 # All revisions there ever were, oldest first.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 HEAD = REVISIONS[-1]
 
 VERSION_TABLE = "alembic_version"

@@ -73,7 +73,7 @@ class Keeping:
         changed: list[str] = []
         start: str | None = ""
         while start is not None:
-            edits, start = await self._log.differences(bucket.seq, prefix, at, start, _AT_ONCE)
+            edits, start = await self._log.differences(bucket.seq, prefix, at, start, 5 * _AT_ONCE)
             hashes = {file.file_hash for file in edits.values() if file is not None}
             lost = hashes - (await self._content.hold(hashes)).keys()
             if lost:
@@ -100,7 +100,7 @@ class Keeping:
         now = self._clock.now()
         while await self._log.forget_batches(now - timedelta(days=LOG_DAYS), _AT_ONCE) == _AT_ONCE:
             pass
-        while await self._log.forget_kept(now - self._history, _AT_ONCE) == _AT_ONCE:
+        while await self._log.forget_kept(now - self._history, _AT_ONCE):
             pass
         while (emptied := await self._log.empty_deleted(now - self._history, _AT_ONCE)) is not None:
             bucket, is_empty = emptied
@@ -121,7 +121,7 @@ class BucketRoots(FileRoots):
         while place is not None:
             hashes, place = await self._log.hashes(place, 5 * _AT_ONCE)
             yield hashes
-        kept: tuple[int, str, int] | None = (0, "", 0)
+        kept: tuple[int, int, str] | None = (0, 0, "")
         while kept is not None:
             hashes, kept = await self._log.kept_hashes(kept, 5 * _AT_ONCE)
             yield hashes
