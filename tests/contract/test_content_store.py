@@ -98,6 +98,9 @@ async def test_files_and_claims(store: ContentStore) -> None:
     assert await store.file(wanted.file_hash) == wanted
     assert await store.file(wanted.file_hash, "bucket:1") == wanted
     assert await store.file(wanted.file_hash, "bucket:2") is None
+    assert await store.files([wanted.file_hash, bytes(32)]) == {wanted.file_hash: wanted}
+    assert await store.files([bytes(32), wanted.file_hash], "bucket:1") == {wanted.file_hash: wanted}
+    assert await store.files([wanted.file_hash], "bucket:2") == await store.files([]) == {}
     assert await store.hold_files([wanted.file_hash, bytes(32)], NOW) == {wanted.file_hash: wanted.size}
     assert await store.hold_files([wanted.file_hash], NOW, "bucket:2") == {}
     assert await store.claim_files("bucket:2", [wanted.file_hash, bytes(32)], NOW) == {wanted.file_hash: wanted.size}

@@ -132,6 +132,25 @@ class TestVectors:
         assert list(many["files"]) == [mix["xet_hash"]] and len(many["fetch_info"]) == 2
         assert filled.http("POST", "/v1/telemetry", b"{}").status == 200
 
+    def test_several_files_together(self, filled: Cas) -> None:
+        names = [FACTS["files"][name]["xet_hash"] for name in ("mix", "rand1m")]
+        body = json.dumps([{"prefix": "default", "hash": name} for name in [*names, "1" * 64]])
+        plan = filled.call("POST", "v2/reconstructions", body.encode()).json()
+        assert sorted(plan["files"]) == sorted(names)
+        chunks: dict[tuple[str, int], bytes] = {}
+        for xorb, fetches in plan["xorbs"].items():
+            for fetch in fetches:
+                for part in fetch["ranges"]:
+                    got = filled.fetch(fetch["url"], part["bytes"]["start"], part["bytes"]["end"])
+                    assert got.status == 206
+                    for index, chunk in enumerate(unpack_chunks(got.body), part["chunks"]["start"]):
+                        chunks[xorb, index] = bytes(chunk)
+        for name, terms in plan["files"].items():
+            parts = [chunks[term["hash"], index] for term in terms for index in range(*term["range"].values())]
+            assert b"".join(parts) == download(filled, name)
+        for wrong in (b"{}", b'[{"hash": "x"}]'):
+            assert filled.call("POST", "v2/reconstructions", wrong).status == 400
+
 
 def download(cas: Cas, name: str, span: tuple[int, int] | None = None) -> bytes:
     """Read a file as a client does: reconstruction, ranged reads, unpacking; `span` has both ends in it."""

@@ -41,6 +41,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "v2/reconstructions/*", cas_files.reconstruct_v2),
     ("GET", "v1/reconstructions/*", cas_files.reconstruct_v1),
     ("POST", "v1/reconstructions", cas_files.reconstruct_many),
+    ("POST", "v2/reconstructions", cas_files.reconstruct_together),
     ("HEAD", "v1/files/*", cas_files.head),
     # hf_xet 1.1 knows no version in any path, 1.5 none in that of shards.
     ("GET", "chunks/*/*", cas_files.find_chunk),

@@ -130,6 +130,15 @@ class SqlContentStore(ContentStore):
         row = await self._database.read(lambda t: t.row(statement, {"hash": file_hash, "scope": scope}))
         return None if row is None else _file_from(row)
 
+    async def files(self, hashes: Collection[bytes], scope: str | None = None) -> dict[bytes, StoredFile]:
+        """Return those of these files that are there."""
+        statement, named = (_FILES, {}) if scope is None else (_FILES_OF, {"scope": scope})
+
+        def work(transaction: Transaction) -> list[Row]:
+            return [row for some in _batches(hashes) for row in transaction.rows(statement, {**some, **named})]
+
+        return {row[0]: _file_from(row) for row in await self._database.read(work)}
+
     async def hold_files(self, hashes: Collection[bytes], at: datetime, scope: str | None = None) -> dict[bytes, int]:
         """Hold files and return their sizes."""
         fresh = _fresh(at)
@@ -361,6 +370,8 @@ _HELD_ANY = _held_columns.where(files.c.hash == any_(bindparam("hashes", type_=A
 _claimed = select(claims.c.scope).where(claims.c.scope == bindparam("scope"), claims.c.file_hash == files.c.hash)
 _has_claim = _claimed.correlate(files).scalar_subquery().is_not(None)
 _HELD_OF, _HELD_ANY_OF = _HELD.where(_has_claim), _HELD_ANY.where(_has_claim)
+_FILES = select(*_FILE_COLUMNS).where(files.c.hash.in_(_IN_SLOTS))
+_FILES_OF = _FILES.where(_has_claim)
 _HOLD = update(files).where(files.c.hash == bindparam("hash")).values(confirmed_at=bindparam("at"))
 _DROP_FILE = delete(files).where(files.c.hash == bindparam("hash"), files.c.confirmed_at < bindparam("before"))
 

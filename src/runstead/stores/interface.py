@@ -66,6 +66,10 @@ class JobStore(ABC):
         """Return the job, or None."""
 
     @abstractmethod
+    async def keyed(self, namespace: str, idempotency_key: str) -> Job | None:
+        """Return the job that was stored with that key in the namespace, or None."""
+
+    @abstractmethod
     async def page(self, namespace: str, wanted: JobFilter, before_seq: int | None, limit: int) -> list[Job]:
         """Return up to `limit` jobs of the namespace, newest first, older than `before_seq`.
 

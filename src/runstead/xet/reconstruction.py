@@ -111,12 +111,52 @@ def reconstruct(span: Span, layouts: Mapping[bytes, XorbLayout]) -> Reconstructi
     return Reconstruction(offset, span.length, tuple(terms), fetches)
 
 
+def reconstruct_whole(
+    files: Mapping[bytes, Terms], layouts: Mapping[bytes, XorbLayout], slack_bytes: int
+) -> tuple[dict[bytes, tuple[Term, ...]], dict[bytes, tuple[FetchRange, ...]]]:
+    """Return the terms of several whole files, and what to fetch from each xorb for all of them together.
+
+    Ranges of a xorb with no more than `slack_bytes` of stored bytes between them are fetched as one. Raises
+    InvalidTerms as `reconstruct` does.
+    """
+    found: dict[bytes, tuple[Term, ...]] = {}
+    wanted: dict[bytes, list[tuple[int, int]]] = {}
+    for name, terms in files.items():
+        found[name] = tuple(_fitting(index, term, layouts) for index, term in enumerate(terms))
+        for term in found[name]:
+            wanted.setdefault(term.xorb_hash, []).append((term.start, term.end))
+    fetches: dict[bytes, tuple[FetchRange, ...]] = {}
+    for xorb_hash, ranges in wanted.items():
+        near: list[FetchRange] = []
+        for one in (_fetch_range(layouts[xorb_hash], start, end) for start, end in _joined(ranges)):
+            if near and one.first_byte - near[-1].last_byte <= slack_bytes:
+                one = FetchRange(near[-1].start, one.end, near.pop().first_byte, one.last_byte)
+            near.append(one)
+        fetches[xorb_hash] = tuple(near)
+    return found, fetches
+
+
+def many_answer(
+    files: Mapping[bytes, Sequence[Term]], fetches: Mapping[bytes, tuple[FetchRange, ...]], url_of: SignUrl
+) -> dict[str, object]:
+    """Return the JSON value for several files: the terms of each, and `xorbs` as in the v2 answer."""
+    names = {xorb_hash: hash_to_text(xorb_hash) for xorb_hash in fetches}
+    return {
+        "files": {hash_to_text(name): _terms(terms, names) for name, terms in files.items()},
+        "xorbs": _xorbs(fetches, url_of, RANGES_PER_URL),
+    }
+
+
 def v2_answer(
     reconstruction: Reconstruction, url_of: SignUrl, ranges_per_url: int = RANGES_PER_URL
 ) -> dict[str, object]:
     """Return the JSON value of a v2 reconstruction; `url_of` is asked once for each group of ranges of a xorb."""
+    return {**_offset_and_terms(reconstruction), "xorbs": _xorbs(reconstruction.fetches, url_of, ranges_per_url)}
+
+
+def _xorbs(fetches: Mapping[bytes, tuple[FetchRange, ...]], url_of: SignUrl, ranges_per_url: int) -> dict[str, object]:
     xorbs: dict[str, object] = {}
-    for xorb_hash, ranges in reconstruction.fetches.items():
+    for xorb_hash, ranges in fetches.items():
         groups = [ranges[start : start + ranges_per_url] for start in range(0, len(ranges), ranges_per_url)]
         xorbs[hash_to_text(xorb_hash)] = [
             {
@@ -125,7 +165,7 @@ def v2_answer(
             }
             for group in groups
         ]
-    return {**_offset_and_terms(reconstruction), "xorbs": xorbs}
+    return xorbs
 
 
 def v1_answer(reconstruction: Reconstruction, url_of: SignUrl) -> dict[str, object]:
@@ -212,15 +252,19 @@ def _offset_and_terms(reconstruction: Reconstruction) -> dict[str, object]:
     names = {xorb_hash: hash_to_text(xorb_hash) for xorb_hash in reconstruction.fetches}
     return {
         "offset_into_first_range": reconstruction.offset_into_first_range,
-        "terms": [
-            {
-                "hash": names[term.xorb_hash],
-                "unpacked_length": term.unpacked_bytes,
-                "range": _pair(term.start, term.end),
-            }
-            for term in reconstruction.terms
-        ],
+        "terms": _terms(reconstruction.terms, names),
     }
+
+
+def _terms(terms: Sequence[Term], names: Mapping[bytes, str]) -> list[dict[str, object]]:
+    return [
+        {
+            "hash": names[term.xorb_hash],
+            "unpacked_length": term.unpacked_bytes,
+            "range": _pair(term.start, term.end),
+        }
+        for term in terms
+    ]
 
 
 def _pair(start: int, end: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from runstead.model.content import EMPTY_FILE
@@ -13,10 +13,22 @@ from runstead.services.content.xorbs import Xorbs, damaged, tag_of
 from runstead.stores.interface import ContentStore, StoredFile, StoredXorb
 from runstead.xet.errors import InvalidTerms
 from runstead.xet.hashes import hash_to_text
-from runstead.xet.reconstruction import FetchRange, Reconstruction, Span, reconstruct, span_of, v1_answer, v2_answer
+from runstead.xet.reconstruction import (
+    FetchRange,
+    Reconstruction,
+    SignUrl,
+    Span,
+    many_answer,
+    reconstruct,
+    reconstruct_whole,
+    span_of,
+    v1_answer,
+    v2_answer,
+)
 from runstead.xet.terms import Terms
 
 _FEW_TERMS = 100
+_SLACK_BYTES = 128 << 10  # read in vain rather than by another request
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,23 @@ class Reconstructions:
             return _plan(span, xorbs)
         return await self._threads.work(_plan, span, xorbs)
 
+    async def answer_many(self, hashes: Collection[bytes], scope: str | None, cas_url: str) -> bytes:
+        """Return the JSON text for several whole files; those that are not here are left out.
+
+        Raises BackendFailure if data is missing.
+        """
+        files = {name: file.terms for name, file in (await self._store.files(hashes, scope)).items()}
+        xorbs = await self._xorbs.find({name for terms in files.values() for name in terms.xorb_hashes()})
+        return await self._threads.work(self._answer_many, files, xorbs, cas_url)
+
+    def _answer_many(self, files: Mapping[bytes, Terms], xorbs: Mapping[bytes, StoredXorb], cas_url: str) -> bytes:
+        layouts = {name: xorb.facts.layout for name, xorb in xorbs.items()}
+        try:
+            found, fetches = reconstruct_whole(files, layouts, _SLACK_BYTES)
+        except InvalidTerms as error:
+            raise BackendFailure(f"what is stored is damaged: {error}") from error
+        return json.dumps(many_answer(found, fetches, self._signing(xorbs, cas_url)), separators=(",", ":")).encode()
+
     async def answer(self, plan: Plan, cas_url: str, version: int) -> bytes:
         """Return the JSON text of version 1 or 2; its URLs begin with `cas_url`."""
         if len(plan.reconstruction.terms) <= _FEW_TERMS:
@@ -70,10 +99,15 @@ class Reconstructions:
         return await self._threads.work(self._answer, plan, cas_url, version)
 
     def _answer(self, plan: Plan, cas_url: str, version: int) -> bytes:
+        make = v2_answer if version == 2 else v1_answer
+        made = make(plan.reconstruction, self._signing(plan.xorbs, cas_url))
+        return json.dumps(made, separators=(",", ":")).encode()
+
+    def _signing(self, xorbs: Mapping[bytes, StoredXorb], cas_url: str) -> SignUrl:
         expires_at = int(time.time()) + self._url_seconds
 
         def url_of(xorb_hash: bytes, ranges: Sequence[FetchRange]) -> str:
-            xorb = plan.xorbs[xorb_hash]
+            xorb = xorbs[xorb_hash]
             elsewhere = self._xorbs.url(xorb, self._url_seconds)
             if elsewhere is not None:
                 return elsewhere
@@ -81,8 +115,7 @@ class Reconstructions:
             query = self._links.read_query(name, [(r.first_byte, r.last_byte) for r in ranges], expires_at)
             return f"{cas_url}/{name}?{query}"
 
-        make = v2_answer if version == 2 else v1_answer
-        return json.dumps(make(plan.reconstruction, url_of), separators=(",", ":")).encode()
+        return url_of
 
 
 def link_name(xorb: StoredXorb) -> str:
