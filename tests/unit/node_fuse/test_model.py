@@ -123,6 +123,7 @@ def _files(tree: dict[str, bytes | None]) -> dict[str, bytes]:
     return {name: data for name, data in tree.items() if data is not None}
 
 
+@pytest.mark.timeout(120 + OPERATIONS // 10)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("deaths", [False, True], ids=["", "with daemons that are killed"])
 def test_a_mount_is_like_a_folder(node: Node, bucket: Bucket, tmp_path: Path, seed: int, deaths: bool) -> None:

@@ -57,6 +57,7 @@ def _differences(one: dict[str, bytes], other: dict[str, bytes]) -> dict[str, tu
     return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
 
 
+@pytest.mark.timeout(120 + OPERATIONS // 10)
 @pytest.mark.parametrize("deaths", [0, 4], ids=["", "with daemons that are killed"])
 def test_what_is_left_is_what_the_bucket_has(node: Node, bucket: Bucket, deaths: int) -> None:
     node.patience = 60  # the machine is busy, and that is no failure of the store
@@ -69,7 +70,7 @@ def test_what_is_left_is_what_the_bucket_has(node: Node, bucket: Bucket, deaths:
     for _ in range(deaths):
         time.sleep(random.Random(7).uniform(0.1, 0.5))
         os.kill(node.told()["pid"], 9)
-    assert [storm.wait(300) for storm in storms] == [0] * PROCESSES
+    assert [storm.wait(100 + OPERATIONS // 20) for storm in storms] == [0] * PROCESSES
     assert is_mounted(str(root))
     here = tree(root)
     node.flush(root)
