@@ -65,9 +65,8 @@ async def test_called_empty_it_explains_itself(connect: Connect) -> None:
         assert not found.is_error
         operations = found.structured_content["outcome"]["available_operations"]
         assert {"run", "uv", "ps", "logs", "inspect", "cancel", "wait", "stats", "hardware"} < set(operations)
-        assert {f"scheduled {one}" for one in ("run", "uv", "ps", "inspect", "suspend", "resume", "delete")} < set(
-            operations
-        )
+        of_schedules = ("run", "uv", "ps", "inspect", "suspend", "resume", "delete", "trigger", "reschedule", "labels")
+        assert {f"scheduled {one}" for one in of_schedules} < set(operations)
         for name in operations:
             assert f"`{name}`" in text_of(found)
 
@@ -299,8 +298,10 @@ async def test_the_program_beside_the_agent_sends_its_files_and_the_server_none_
 async def test_a_key_makes_submitting_safe_to_repeat(connect: Connect) -> None:
     async with connect() as agent:
         wanted = {"command": "true", "idempotency_key": f"once-{id(agent)}"}
-        first, second = await agent.jobs("run", **wanted), await agent.jobs("run", **wanted)
-        assert first["job"]["id"] == second["job"]["id"]
+        first = await agent.jobs("run", **wanted)
+        second = await agent.call("hf_jobs", {"operation": "run", "args": wanted})
+        assert first["job"]["id"] == second.structured_content["outcome"]["job"]["id"]
+        assert "idempotency_key" not in text_of(second)
         third = await agent.jobs("run", command="true")
         assert third["job"]["id"] != first["job"]["id"]
 
@@ -330,6 +331,12 @@ async def test_a_schedule_is_made_tried_stopped_and_taken_away(connect: Connect)
         everything = (await agent.jobs("scheduled ps", all=True))["scheduled_jobs"]
         assert [one["suspended"] for one in everything if one["id"] == made["id"]] == [True]
         assert (await agent.jobs("scheduled resume", **schedule))["action"] == "resumed"
+        moved = (await agent.jobs("scheduled reschedule", **schedule, schedule="0 0 29 2 *"))["scheduled_job"]
+        assert (moved["schedule"], moved["next_run"]) == ("0 0 29 2 *", "2028-02-29T00:00:00.000Z")
+        named = (await agent.jobs("scheduled labels", **schedule, labels={"team": "a"}))["scheduled_job"]
+        assert named["job_spec"]["labels"] == {"name": "every-day", "team": "a"}
+        cleared = (await agent.jobs("scheduled labels", **schedule, name="rare", replace=True))["scheduled_job"]
+        assert cleared["job_spec"]["labels"] == {"name": "rare"}
         assert (await agent.jobs("scheduled delete", **schedule))["action"] == "deleted"
         gone, steps = await agent.refused("scheduled inspect", **schedule)
         assert gone["status"] == 404 and "scheduled ps" in steps[0]

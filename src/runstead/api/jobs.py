@@ -46,7 +46,10 @@ async def create(
     jobs = context(request).jobs
     spec = body.spec(jobs.limits.default_timeout_seconds)
     job = await jobs.submit(caller, namespace, spec, wire.texts(body.secrets), idempotency_key or None)
-    return _job(request, job)
+    answer = _job(request, job)
+    if idempotency_key:
+        answer.headers["Idempotency-Key"] = idempotency_key  # so that clients know that it counts here
+    return answer
 
 
 async def page(

@@ -38,7 +38,7 @@ def after_refusal(error: HubError, operation: str) -> list[str]:
             wait = f"{error.retry_after} s" if error.retry_after else "some seconds"
             return [f"This passes. Wait {wait} and call again with the same arguments."]
         case 501:
-            return ["This server does not have that. Leave out what the message names, and call again."]
+            return ["This endpoint does not have that. Leave out what the message names, or do without the operation."]
         case _ if "flavor" in message:
             return ["Call the operation `hardware` for the flavors there are, and name one of them."]
         case status if 400 <= status < 500:

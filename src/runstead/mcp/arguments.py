@@ -1,6 +1,7 @@
 """The arguments of every operation: what is checked, and, by their descriptions, what `help` shows."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -163,8 +164,9 @@ class Keyed(_Arguments):
     idempotency_key: str | None = Field(
         default=None,
         max_length=200,
-        description="Any text of yours: to submit again with the same one gives the first job and starts none. "
-        "Without it, two calls are two jobs.",
+        pattern=r"^[!-~]([ -~]*[!-~])?$",  # it travels in a header
+        description="Any text of yours in ASCII: to submit again with the same one gives the first job and starts "
+        "none. Without it, two calls are two jobs.",
     )
 
 
@@ -193,10 +195,13 @@ class WithScript(Machine):
     image: str = Field(default=UV_IMAGE, description="A Docker image that has uv.")
 
 
-class _Scheduled(_Arguments):
+class _Timed(_Arguments):
     schedule: str = Field(
         description="@hourly, @daily, @weekly, @monthly, @yearly, or a cron expression: minute hour day month weekday."
     )
+
+
+class _Scheduled(_Timed):
     suspend: bool = Field(default=False, description="Make it without starting it: `scheduled resume` does.")
     concurrency: bool = Field(default=False, description="Start a run also while the last one is not over.")
 
@@ -266,8 +271,8 @@ class Stats(OneJob):
     """stats."""
 
 
-class Labels(OneJob):
-    """labels."""
+class Labelled(_Arguments):
+    """Labels to change."""
 
     labels: Texts = Field(default={}, description="The labels to set.")
     name: str | None = Field(default=None, description="The label `name`.")
@@ -278,6 +283,15 @@ class Labels(OneJob):
         if not self.labels and self.name is None and not self.replace:
             raise ValueError("name labels to set, a name, or replace: true to take all away")
         return self
+
+    def changed(self, present: Mapping[str, str]) -> dict[str, str]:
+        """Return what these labels are to become."""
+        named = self.labels | ({"name": self.name} if self.name is not None else {})
+        return named if self.replace else {**present, **named}
+
+
+class Labels(OneJob, Labelled):
+    """labels."""
 
 
 class Rerun(OneJob, Attached):
@@ -296,3 +310,11 @@ class OneSchedule(Namespaced):
     scheduled_job_id: str = Field(
         validation_alias=AliasChoices("scheduled_job_id", "id"), description="The schedule's id, also as OWNER/ID."
     )
+
+
+class Reschedule(OneSchedule, _Timed):
+    """scheduled reschedule."""
+
+
+class ScheduledLabels(OneSchedule, Labelled):
+    """scheduled labels."""

@@ -19,10 +19,17 @@ from urllib.parse import quote, urlencode, urlsplit
 Query = Sequence[tuple[str, str]]
 
 _EVENT = b"data: {"
+# What has no route is answered without a reason, or, by the hosted Hub, with these; a job that is not there has one.
+_UNKNOWN_ROUTE = (404, 405)
+_HOSTED_UNKNOWN_ROUTE = ("Sorry, we can't find the page you are looking for.", "Not Found", "Method Not Allowed")
+_NOT_IMPLEMENTED = 501
 
 
 class HubError(Exception):
-    """A request that was refused or could not be answered. Status 0: nobody could be reached."""
+    """A request that was refused or could not be answered. Status 0: nobody could be reached.
+
+    501: the endpoint does not have what was asked for, whatever status it said that with.
+    """
 
     def __init__(self, status: int, message: str, retry_after: str | None = None) -> None:
         super().__init__(message)
@@ -42,20 +49,26 @@ class Reply:
     def json(self) -> Any:
         """Return the body, or None if there is none. Raises HubError with the server's reason for an error."""
         if self.status >= 400:
-            raise HubError(self.status, self._reason(), self.headers.get("retry-after"))
+            raise self._refusal()
         try:
             return json.loads(self.body) if self.body.strip() else None
         except ValueError as error:
             raise HubError(self.status, f"the answer is not JSON: {self.body[:200]!r}") from error
 
-    def _reason(self) -> str:
+    def _refusal(self) -> HubError:
+        reason = self._reason()
+        if self.status in _UNKNOWN_ROUTE and (reason is None or reason in _HOSTED_UNKNOWN_ROUTE):
+            return HubError(_NOT_IMPLEMENTED, "this endpoint does not have that operation")
+        return HubError(self.status, reason or f"HTTP status {self.status}", self.headers.get("retry-after"))
+
+    def _reason(self) -> str | None:
         try:
             found = json.loads(self.body)
         except ValueError:
             found = None
         if isinstance(found, dict) and isinstance(found.get("error"), str):  # pyright: ignore[reportUnknownMemberType]
             return found["error"]  # pyright: ignore[reportUnknownVariableType]
-        return self.headers.get("x-error-message") or f"HTTP status {self.status}"
+        return self.headers.get("x-error-message")
 
 
 @dataclass(slots=True)

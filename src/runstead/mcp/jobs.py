@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from runstead.mcp import advice, rendering, wire
@@ -45,6 +47,10 @@ _STATS_SECONDS = 10.0
 _NOT_RUNNING = 406
 _PAGE = 100
 _ACTIVE = ("SCHEDULING", "RUNNING")
+_KEY_UNKNOWN = (
+    "This endpoint knows no idempotency_key: the same call again starts a second job. "
+    "Look with `ps` before you repeat it."
+)
 
 
 async def run(call: Call, args: Run) -> Done:
@@ -248,13 +254,12 @@ async def hardware(call: Call, args: NoArguments) -> Done:  # noqa: ARG001
 async def labels(call: Call, args: Labels) -> Done:
     """Change the labels of a job."""
     namespace, job_id = await call.place(args.job_id, args.namespace)
-    wanted = args.labels | ({"name": args.name} if args.name is not None else {})
-    if not args.replace:
-        wanted = (await inspect(call.hub, namespace, job_id)).get("labels", {}) | wanted
-    job = await call.hub.call("PUT", job_path(namespace, job_id, "labels"), body={"labels": wanted})
-    shown = wire.job_output(job, call.hub.endpoint)
-    text = ", ".join(f"{key}={value}" for key, value in (shown.labels or {}).items()) or "no labels"
-    return Done(JobOutcome(job=shown), f"Job {shown.id} has now: {text}")
+    present: Json = {} if args.replace else wire.part(await inspect(call.hub, namespace, job_id), "labels")
+    body = {"labels": args.changed(present)}
+    shown = wire.job_output(
+        await call.hub.call("PUT", job_path(namespace, job_id, "labels"), body=body), call.hub.endpoint
+    )
+    return Done(JobOutcome(job=shown), f"Job {shown.id} has now: {rendering.labels_text(shown.labels)}")
 
 
 async def rerun(call: Call, args: Rerun) -> Done:
@@ -274,8 +279,11 @@ async def _submit(
 ) -> Done:
     key = keyed.idempotency_key
     headers = {"idempotency-key": key} if key else {}
-    job = await call.hub.call("POST", job_path(namespace), body=body, headers=headers)
-    return await _attached(call, job, attached, list(wire.part(body, "secrets").values()), script)
+    reply = await call.hub.request("POST", job_path(namespace), json.dumps(body).encode(), headers)
+    done = await _attached(call, reply.json(), attached, list(wire.part(body, "secrets").values()), script)
+    if key and reply.headers.get("idempotency-key") != key:
+        done = replace(done, next_steps=[*done.next_steps, _KEY_UNKNOWN])
+    return done
 
 
 async def _attached(

@@ -50,6 +50,18 @@ _TABLE: dict[str, tuple[str, type[BaseModel], Callable[[Call, Any], Awaitable[Do
     "scheduled trigger": ("start a run of a schedule now", arguments.OneSchedule, schedules.trigger, _SCHEDULE),
     "scheduled suspend": ("stop a schedule for a while", arguments.OneSchedule, schedules.suspend, _SCHEDULE),
     "scheduled resume": ("let a schedule go on", arguments.OneSchedule, schedules.resume, _SCHEDULE),
+    "scheduled reschedule": (
+        "change when a schedule runs",
+        arguments.Reschedule,
+        schedules.reschedule,
+        {**_SCHEDULE, "schedule": "@hourly"},
+    ),
+    "scheduled labels": (
+        "name a schedule and label it",
+        arguments.ScheduledLabels,
+        schedules.labels,
+        {**_SCHEDULE, "name": "nightly"},
+    ),
     "scheduled delete": ("take a schedule away", arguments.OneSchedule, schedules.delete, _SCHEDULE),
 }
 

@@ -1,6 +1,6 @@
 """Text for a model to read: short, whole identifiers, nothing twice."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runstead.mcp.outcome import FlavorOutput, Identity, JobOutput, ScheduledJobOutput, SpecOutput, StatsOutcome
 
@@ -39,6 +39,11 @@ def job_text(job: JobOutput) -> str:
 def cost_rows(cost_usd: float | None) -> list[str]:
     """Return what something has cost, if it cost anything."""
     return [f"cost: {cost_usd:.4f} USD"] if cost_usd else []
+
+
+def labels_text(labels: Mapping[str, str] | None) -> str:
+    """Return labels in one line."""
+    return ", ".join(f"{key}={value}" for key, value in (labels or {}).items()) or "no labels"
 
 
 def jobs_table(jobs: Sequence[JobOutput]) -> str:
@@ -153,7 +158,7 @@ def _spec_rows(spec: SpecOutput) -> list[str]:
     if spec.secret_names:
         rows.append(f"secrets: {', '.join(spec.secret_names)}")
     if spec.labels:
-        rows.append("labels: " + ", ".join(f"{key}={value}" for key, value in spec.labels.items()))
+        rows.append(f"labels: {labels_text(spec.labels)}")
     rows += [
         f"volume: {one.type} {one.source}{'/' + one.path if one.path else ''} at {one.mount_path}"
         + (" (read only)" if one.read_only else "")

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from runstead.mcp import rendering, wire
-from runstead.mcp.arguments import OneSchedule, ScheduledPs, ScheduledRun, ScheduledUv
+from runstead.mcp.arguments import OneSchedule, Reschedule, ScheduledLabels, ScheduledPs, ScheduledRun, ScheduledUv
 from runstead.mcp.call import Call, Done
 from runstead.mcp.hub import job_path
 from runstead.mcp.jobs import script_body, shell_words, with_script
@@ -63,6 +63,29 @@ async def suspend(call: Call, args: OneSchedule) -> Done:
 async def resume(call: Call, args: OneSchedule) -> Done:
     """Start runs again."""
     return await _change(call, args, "POST", "resume", "resumed")
+
+
+async def reschedule(call: Call, args: Reschedule) -> Done:
+    """Change when runs are started."""
+    namespace, own_id = await call.place(args.scheduled_job_id, args.namespace)
+    body = {"schedule": args.schedule}
+    path = job_path(namespace, own_id, "schedule", scheduled=True)
+    found = wire.scheduled_output(await call.hub.call("POST", path, body=body))
+    return Done(ScheduledJobOutcome(scheduled_job=found), rendering.scheduled_text(found))
+
+
+async def labels(call: Call, args: ScheduledLabels) -> Done:
+    """Change the labels of a schedule, which its later runs get."""
+    namespace, own_id = await call.place(args.scheduled_job_id, args.namespace)
+    present: wire.Json = {}
+    if not args.replace:
+        found = await call.hub.call("GET", job_path(namespace, own_id, scheduled=True))
+        present = wire.part(wire.part(found, "jobSpec"), "labels")
+    body = {"labels": args.changed(present)}
+    path = job_path(namespace, own_id, "labels", scheduled=True)
+    shown = wire.scheduled_output(await call.hub.call("PUT", path, body=body))
+    text = f"Schedule {shown.id} has now: {rendering.labels_text(shown.job_spec.labels)}"
+    return Done(ScheduledJobOutcome(scheduled_job=shown), text)
 
 
 async def delete(call: Call, args: OneSchedule) -> Done:
