@@ -5,7 +5,7 @@ each one step into that order. A batch locks its bucket's row first: batches of 
 on either database, and so do the versions that they make of it.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
@@ -27,7 +27,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 
 from runstead.model.accounts import Namespace
 from runstead.model.buckets import (
@@ -64,7 +64,7 @@ from runstead.stores.bucket_tables import (
 )
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
 from runstead.stores.interface import BucketStore
-from runstead.stores.portable import one_of, position, text_list
+from runstead.stores.portable import items, one_of, position, text_list, value_list
 from runstead.stores.rows import instant_from, instant_to
 
 _MILLISECOND = 1000
@@ -267,7 +267,7 @@ def _write(
         transaction.run(_REMOVE, {"bucket": bucket, "paths": paths})
     rows = [file_to(bucket, change.path, change.file, at) for change in changes if change.file is not None]
     if transaction.takes_lists and rows:
-        transaction.run(_PUT_ALL, {name: [row[name] for row in rows] for name in rows[0]})
+        transaction.run(_PUT_ALL, _lists(bucket_files, rows))
     else:
         transaction.run_many(_PUT, rows)
     transaction.run(
@@ -294,9 +294,13 @@ def _note_outputs(transaction: Transaction, bucket: int, changes: list[Change], 
         if c.file is not None
     ]
     if transaction.takes_lists and rows:
-        transaction.run(_PUT_ALL_OUTPUTS, {name: [row[name] for row in rows] for name in rows[0]})
+        transaction.run(_PUT_ALL_OUTPUTS, _lists(job_outputs, rows))
     else:
         transaction.run_many(_PUT_OUTPUT, rows)
+
+
+def _lists(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {column.name: value_list(column, [row[column.name] for row in rows]) for column in table.c}
 
 
 def _binds(*names: str) -> dict[str, Any]:
@@ -368,8 +372,7 @@ def _put_one(table: Table) -> Insert:
 
 def _put_all(table: Table) -> Insert:
     """Return the same for lists, one per column."""
-    columns = (func.unnest(bindparam(column.name, type_=ARRAY(column.type))) for column in table.c)
-    return _put(insert(table).from_select(list(table.c), select(*columns)), table)
+    return _put(insert(table).from_select(list(table.c), select(*(items(c, c.name) for c in table.c))), table)
 
 
 _PUT, _PUT_ALL = _put_one(bucket_files), _put_all(bucket_files)

@@ -6,11 +6,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import any_, bindparam, delete, func, select, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import insert
 
 from runstead.stores.content_tables import DOOMED, QUARANTINED, STORED, claims, dedup_chunks, files, store_ids, xorbs
 from runstead.stores.database import Database, Row, Transaction
 from runstead.stores.interface import ContentStore, EligibleChunk, StoredFile, StoredXorb, XorbEntry
+from runstead.stores.portable import array, value_list
 from runstead.stores.recent_files import RecentFiles
 from runstead.stores.rows import instant_to
 from runstead.xet.terms import Terms
@@ -278,7 +279,7 @@ def _held_rows(transaction: Transaction, hashes: Collection[bytes], scope: str |
     named = {} if scope is None else {"scope": scope}
     if transaction.takes_lists:
         statement = _HELD_ANY if scope is None else _HELD_ANY_OF
-        return transaction.rows(statement, {**named, "hashes": list(hashes)})
+        return transaction.rows(statement, {**named, "hashes": value_list(files.c.hash, list(hashes))})
     statement = _HELD if scope is None else _HELD_OF
     return [row for some in _batches(hashes) for row in transaction.rows(statement, {**some, **named})]
 
@@ -364,7 +365,7 @@ _FILES_AFTER = (
 )
 _held_columns = select(files.c.hash, files.c.size, files.c.confirmed_at)
 _HELD = _held_columns.where(files.c.hash.in_(_IN_SLOTS))
-_HELD_ANY = _held_columns.where(files.c.hash == any_(bindparam("hashes", type_=ARRAY(files.c.hash.type))))
+_HELD_ANY = _held_columns.where(files.c.hash == any_(array(files.c.hash, "hashes")))
 # The claim is looked up for each file by itself. As a join, PostgreSQL goes through all claims of the scope for each
 # file as long as it has no statistics of these tables, and a thousand files take seconds.
 _claimed = select(claims.c.scope).where(claims.c.scope == bindparam("scope"), claims.c.file_hash == files.c.hash)

@@ -1,10 +1,12 @@
 """Expressions that each database spells in its own way."""
 
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Integer, Text, bindparam
+from sqlalchemy import Column, ColumnElement, Integer, LargeBinary, Text, bindparam, func
+from sqlalchemy import cast as cast_to
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -57,6 +59,39 @@ def one_of(wanted: ColumnElement[str], parameter: str) -> ColumnElement[bool]:
 def text_list(values: Iterable[str]) -> str:
     """Return the value of a parameter for `one_of`."""
     return json.dumps(list(values))
+
+
+class _Items(FunctionElement[Any]):
+    """One row for each text in a JSON array."""
+
+    name = "items"
+    inherit_cache = True
+
+
+@compiles(_Items, "postgresql")
+def _postgresql_items(element: _Items, compiler: SQLCompiler, **options: Any) -> str:  # pyright: ignore[reportUnusedFunction]
+    return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS json))"
+
+
+def array(column: Column[Any], parameter: str) -> ColumnElement[Any]:
+    """Return an array of a column's type; its values were listed by `value_list`. Not for texts, not for SQLite."""
+    return cast_to(bindparam(parameter, type_=Text), ARRAY(column.type))
+
+
+def items(column: Column[Any], parameter: str) -> ColumnElement[Any]:
+    """Return one row for each value that `value_list` listed. Not for SQLite."""
+    if isinstance(column.type, Text):
+        return _Items(bindparam(parameter, type_=Text))
+    return func.unnest(array(column, parameter))
+
+
+def value_list(column: Column[Any], values: Sequence[Any]) -> str:
+    """Return the value of a parameter for `items` or `array`. The driver takes lists too, at ten times the cost."""
+    if isinstance(column.type, Text):
+        return json.dumps(values)
+    if isinstance(column.type, LargeBinary):
+        return "{" + ",".join(["\\\\x" + value.hex() for value in cast("Sequence[bytes]", values)]) + "}"
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def position(where: ColumnElement[str], what: ColumnElement[str]) -> ColumnElement[int]:

