@@ -157,7 +157,7 @@ class QuickServer(Server):
         def said() -> str:
             return ready.read_text() if ready.exists() else ""
 
-        eventually(lambda: "}" in said() or not self.alive, 30)
+        eventually(lambda: "}" in said() or not self.alive, 120)
         if "}" not in said():
             self.worker.join(20)
             return False

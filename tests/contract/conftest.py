@@ -14,7 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-_START_SECONDS = 30
+import engines
+
+_START_SECONDS = 120
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,8 +25,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from contract.test_executors import ROWS
 
-    rows = [row for row in ROWS if not row.only or metafunc.function.__name__ in row.only]
+    names = {metafunc.function.__name__, metafunc.module.__name__.rpartition(".")[2]}
+    rows = [row for row in ROWS if not row.only or names & set(row.only)]
     metafunc.parametrize("site", rows, ids=[row.name for row in rows], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[engines.RunningEngine]:
+    """A container engine that has the image which launches in these suites name."""
+    with engines.podman() as running:
+        running.load_debian("python:3.12")
+        os.environ[engines.SOCKET] = str(running.socket)
+        yield running
+        del os.environ[engines.SOCKET]
 
 
 @pytest.fixture(scope="session")
