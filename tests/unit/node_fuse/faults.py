@@ -32,6 +32,8 @@ class Proxy:
         self.mode = lambda _method, _path: "pass"
         self.released.set()
         self.released = threading.Event()
+        while not self.held.empty():
+            self.held.get().set()
 
     def serve(self, proxy: "Proxy") -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):

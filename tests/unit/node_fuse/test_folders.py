@@ -1,6 +1,7 @@
 """Folders are what a program made of them, however far their files are on the way into the bucket."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,27 @@ def test_a_list_that_lacks_what_is_on_the_way_shows_no_removed_folder(
     second.set()
     node.flush(root)
     assert bucket.files() == {"other": b"2", "another": b"3"}
+
+
+def test_a_file_in_the_place_of_a_folder_that_left_does_not_bring_it_back(
+    node: Node, bucket: Bucket, proxy: faults.Proxy, tmp_path: Path
+) -> None:
+    bucket.put({"a/x/file": b"1"}, tmp_path / "up")
+    root = node.mount(bucket, "place")
+    proxy.fail("hold", only="/batch")
+    os.rename(root / "a", root / "moved")
+    (root / "b").mkdir()
+    (root / "b/x").write_bytes(b"2")
+    os.rename(root / "b", root / "a")
+    (root / "a/x").unlink()
+    os.kill(node.told()["pid"], signal.SIGKILL)  # another daemon lists anew
+    assert eventually(lambda: os.listdir(root / "a") == [])
+    time.sleep(1.1)  # the kernel asks again
+    assert os.listdir(root / "a") == []
+    proxy.heal()
+    node.flush(root)
+    assert bucket.files() == {"moved/x/file": b"1"}
+    assert sorted(os.listdir(root)) == ["a", "moved"]
 
 
 def test_what_others_have_below_a_removed_folder_is_shown(

@@ -458,7 +458,8 @@ class Tree:
         """A folder is there, with those in it that are known or will have files."""
         self._show(path)
         for hidden in self._hidden.below(path) if self._hidden else ():
-            if self._journal.makes_folder(hidden) or self.at(hidden) is not None:
+            there = self.at(hidden)
+            if self._journal.makes_folder(hidden) or (there is not None and there.is_folder):
                 self._show(hidden)
 
     def begin_move(self, old: str, new: str) -> None:
@@ -539,8 +540,14 @@ class Tree:
         if kind == "n":
             _, _, parent, name, content, stage, flags, mode, (uid, gid), made_by = record
             is_folder, kept, orphan, marked = flags
-            above = self.nodes.get(parent, self.root)
+            above, before = self.nodes.get(parent, self.root), self.nodes.get(number)
+            if before is not None:
+                self._unname(before)
             node = Node(number, above, name, is_folder=is_folder, mode=mode, uid=uid, gid=gid)
+            if before is not None:  # the kernel had forgotten it, and asked again
+                node.children = before.children
+                for child in node.children.values():
+                    child.parent = node
             node.stage, node.kept, node.orphan, node.marked, node.made_by = stage, kept, orphan, marked, made_by
             node.content = None if content is None else Content(*content)
             if node.content is not None:
