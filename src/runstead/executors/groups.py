@@ -54,6 +54,10 @@ class Groups:
         self._tell(member.key)
         return self._folder / f"{name}.hosts"
 
+    def has(self, name: str) -> bool:
+        """Say whether an attempt is in any group."""
+        return name in self._members
+
     def leave(self, name: str) -> bool:
         """Take an attempt out; say whether it was in any group."""
         member = self._members.pop(name, None)

@@ -38,6 +38,7 @@ from runstead.node.request import NO_NETWORK, Container, EngineContainer, Reques
 # All that work in this way: one finds the attempts of another again when the server was told to use it instead.
 _KINDS = ("process", "oci", "docker")
 _HANDLE_VERSION = 1
+_FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +195,16 @@ class NativeExecutor(Executor):
                     self._forget(name)
                 raise
         await asyncio.to_thread(rundir.await_settled, str(self._attempts.path(name)))
-        self._watching.watch(name)
-        return self._handle(name)
+        facts = self._attempts.facts(name)
+        self._watching.watch(name, facts)
+        return self._handle(name, facts)
 
     async def _start(self, name: str, launch: Launch, root: Root) -> Handle:
         request = self._request(launch, root)
         if self._network is None and launch.egress is not None and self._settings.network != "none":
             raise Invalid("what a job may reach can only be limited where it has a network of its own", "egress")
         if self._network is not None:
-            request.network, request.address = await self._network.claim(name)
+            request.network, request.address = await self._network.claim(name, launch.namespace)
             if launch.egress is not None:
                 try:
                     request.hosts = [*request.hosts, *await self._network.confine(name, launch.egress)]
@@ -212,8 +214,9 @@ class NativeExecutor(Executor):
             if launch.group is not None:
                 show_hosts(request, await self._network.join(name, launch.group, own_hosts(request)))
         await self._ask(request, name)
-        self._watching.watch(name)
-        handle = self._handle(name)
+        facts = self._attempts.facts(name)
+        self._watching.watch(name, facts)
+        handle = self._handle(name, facts)
         if self._network is not None and request.address not in (None, handle.data["address"]):
             await self._network.release(name)  # another server was faster, with a network of its own
         return handle
@@ -221,10 +224,13 @@ class NativeExecutor(Executor):
     async def poll(self, handles: Sequence[Handle]) -> list[Observation]:
         """See Executor."""
         names = [self._name_of(handle) for handle in handles]
-        observations = await asyncio.to_thread(lambda: [self._attempts.observe(name) for name in names])
+        if len(names) > _FEW:
+            observations = await asyncio.to_thread(lambda: [self._attempts.observe(name) for name in names])
+        else:  # a few small files of this machine are read in less time than another thread needs to begin
+            observations = [self._attempts.observe(name) for name in names]
         for name, observation in zip(names, observations, strict=True):
-            if name is not None and observation.state is AttemptState.RUNNING:
-                self._watching.watch(name)
+            if name is not None and observation.state is AttemptState.RUNNING and not self._watching.watches(name):
+                self._watching.watch(name, self._attempts.facts(name))
         return observations
 
     async def stop(self, handle: Handle, grace_seconds: float) -> None:
@@ -432,8 +438,8 @@ class NativeExecutor(Executor):
 
     # Names
 
-    def _handle(self, name: str) -> Handle:
-        facts = self._attempts.facts(name)
+    def _handle(self, name: str, facts: Mapping[str, Any] | None = None) -> Handle:
+        facts = self._attempts.facts(name) if facts is None else facts
         job_id, _, attempt = name.partition("-")
         data = {
             "instance": self._instance,

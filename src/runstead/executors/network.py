@@ -3,6 +3,9 @@
 Needs root. A namespace is kept by a bind mount in `/run/runstead-<instance>`, so it outlives the server, and a
 claim file beside it says which attempt uses it. It belongs to the machine's own user namespace: a job cannot
 change its addresses or routes and cannot open raw sockets.
+
+One in which nothing was sent and no socket is left is as good as new. Many short jobs need no
+network, and to make one costs more than they do, so it is kept for the next job of the same owner.
 """
 
 import asyncio
@@ -13,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -35,6 +38,7 @@ _UNCLAIMED_SECONDS = 60.0
 _LOOK_SECONDS = 60.0  # between two looks at what names mean that jobs may reach
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _INSIDE_INDEX = 2
+_OWNED = ".of"  # ends the name of the file that says whose attempts had a namespace
 
 
 class JobNetwork:
@@ -62,6 +66,8 @@ class JobNetwork:
         self._subnet = IPv4Network("0.0.0.0/0")
         self._ready: list[str] = []
         self._used: dict[str, str] = {}  # attempt: address
+        self._idle: dict[str, list[str]] = {}  # owner: addresses of namespaces that only attempts of this one had
+        self._owners: dict[str, str] = {}  # attempt: owner, of those that may leave theirs to another
         self._next = 0
         self._bridge_index = 0
         self._machine_namespace = -1
@@ -105,15 +111,24 @@ class JobNetwork:
                 with contextlib.suppress(OSError):  # what was allowed before stays; next time it may work
                     await asyncio.to_thread(self._apply_rules)
 
-    async def claim(self, name: str) -> tuple[str, str]:
-        """Return path and address of a namespace for an attempt; the same one when asked again."""
+    async def claim(self, name: str, owner: str | None = None) -> tuple[str, str]:
+        """Return path and address of a namespace for an attempt; the same one when asked again.
+
+        With an `owner` it may have been another attempt's of the same, if that left no trace in it.
+        """
         while name not in self._used:
-            if self._ready:
-                address = self._ready.pop()
+            idle = self._idle.get(owner) if owner is not None else None
+            if idle or self._ready:
+                address = (idle or self._ready).pop()
                 # In memory: does not wait. Exclusive: another server may know the same namespace as ready.
                 with contextlib.suppress(FileExistsError), (self._folder / f"{address}.used").open("x") as claim:
                     claim.write(name)
+                    if not self._is_for(address, owner):  # another server had it meanwhile
+                        (self._folder / f"{address}.used").unlink()
+                        continue
                     self._used[name] = address
+                    if owner is not None:
+                        self._owners[name] = owner
                 continue
             try:
                 await asyncio.shield(self._make_one())
@@ -124,6 +139,7 @@ class JobNetwork:
 
     async def join(self, name: str, membership: Membership, own_hosts: str) -> Path:
         """Let an attempt that has a namespace reach its group, and be reached; return its hosts file."""
+        self._owners.pop(name, None)
         return await asyncio.to_thread(self._join, name, membership, own_hosts)
 
     async def confine(self, name: str, entries: Sequence[str]) -> list[list[str]]:
@@ -131,6 +147,7 @@ class JobNetwork:
 
         Names are looked up once. Raises Unavailable when that cannot be ensured.
         """
+        self._owners.pop(name, None)
         egress = Egress(entries)
         unknown = await asyncio.to_thread(egress.refresh)
         if unknown:
@@ -143,11 +160,39 @@ class JobNetwork:
         return egress.hosts()
 
     async def release(self, name: str, address: str | None = None) -> None:
-        """Give an attempt's namespace back: the kernel removes it, no process is in it any more. Idempotent."""
-        await asyncio.to_thread(self._leave, name)
-        for mine in {address, self._used.get(name)} - {None}:
-            await asyncio.to_thread(self._delete, str(mine))
+        """Give an attempt's namespace back: no process is in it any more. Idempotent."""
+        if self._groups is not None and self._groups.has(name):
+            await asyncio.to_thread(self._leave, name)
+        owner, mine = self._owners.pop(name, None), self._used.get(name)
+        if owner is not None and mine is not None and await self._keep(mine, owner):
+            self._used.pop(name, None)
+            address, mine = None if address == mine else address, None
+        for one in {address, mine} - {None}:
+            await asyncio.to_thread(self._delete, str(one))
         self._used.pop(name, None)
+
+    def _is_for(self, address: str, owner: str | None) -> bool:
+        """Say whether there is a namespace of that address, and only attempts of this owner had it."""
+        if not (self._folder / address).exists():
+            return False
+        try:
+            return (self._folder / f"{address}{_OWNED}").read_text(encoding="utf-8") == owner
+        except FileNotFoundError:
+            return True
+
+    async def _keep(self, address: str, owner: str) -> bool:
+        """Keep a namespace for other attempts of its owner, if nothing happened in it."""
+        if sum(map(len, self._idle.values())) >= _REUSED:
+            return False
+        try:
+            if not await asyncio.get_running_loop().run_in_executor(self._maker, self._is_untouched, address):
+                return False
+            (self._folder / f"{address}{_OWNED}").write_text(owner, encoding="utf-8")
+            (self._folder / f"{address}.used").unlink(missing_ok=True)
+        except OSError:
+            return False
+        self._idle.setdefault(owner, []).append(address)
+        return True
 
     async def reuse(self, name: str) -> None:
         """Give back a namespace in which nobody could change anything: the next one gets it as it is. Idempotent."""
@@ -192,7 +237,8 @@ class JobNetwork:
         with contextlib.suppress(OSError):
             syscalls.unmount(str(path), syscalls.MNT_DETACH)
         path.unlink(missing_ok=True)
-        (self._folder / f"{address}.used").unlink(missing_ok=True)
+        for mark in (".used", _OWNED):
+            (self._folder / f"{address}{mark}").unlink(missing_ok=True)
 
     def traffic(self, address: str) -> tuple[int, int]:
         """Return the bytes that a job received and sent."""
@@ -287,13 +333,19 @@ class JobNetwork:
         for path in self._namespaces():
             if path.name in self._used.values():
                 continue
-            if path.is_mount() and Path("/sys/class/net", self._port(path.name)).exists():
+            is_made = path.stat().st_dev != self._folder.stat().st_dev
+            if is_made and Path("/sys/class/net", self._port(path.name)).exists():
+                with contextlib.suppress(FileNotFoundError):
+                    owner = (self._folder / f"{path.name}{_OWNED}").read_text(encoding="utf-8")
+                    self._idle.setdefault(owner, []).append(path.name)
+                    continue
                 self._ready.append(path.name)
             elif time.time() - path.stat().st_mtime > _UNCLAIMED_SECONDS:  # nobody is making it just now
                 self._delete(path.name)
 
     def _namespaces(self) -> list[Path]:
-        return [path for path in self._folder.iterdir() if path.suffix != ".used" and path != self._state_path]
+        marks = (".used", _OWNED)
+        return [path for path in self._folder.iterdir() if path.suffix not in marks and path != self._state_path]
 
     def _port(self, address: str) -> str:
         return f"{_PORT_PREFIX}{self._instance[:6]}{int(IPv4Address(address)) & 0xFFFF:04x}"
@@ -331,15 +383,26 @@ class JobNetwork:
 
     def _apply_inside(self, address: str, rules: Confinement) -> None:
         """Put rules in place in a namespace."""
+        with self._entered(address):
+            rules.apply()
+
+    def _is_untouched(self, address: str) -> bool:
+        """Say whether no packet was ever sent in a namespace and nobody holds a socket of it."""
+        with self._entered(address):
+            return _sockets() == 0 and not any(_packets_sent())
+
+    @contextlib.contextmanager
+    def _entered(self, address: str) -> Generator[None]:
+        """Be in a namespace."""
         inside = os.open(self._folder / address, os.O_RDONLY | os.O_CLOEXEC)
         try:
             syscalls.enter(inside, syscalls.CLONE_NEWNET)
-            try:
-                rules.apply()
-            finally:
-                syscalls.enter(self._machine_namespace, syscalls.CLONE_NEWNET)
         finally:
             os.close(inside)
+        try:
+            yield
+        finally:
+            syscalls.enter(self._machine_namespace, syscalls.CLONE_NEWNET)
 
     def _furnish(self, address: IPv4Address, port: str) -> None:
         """Make everything that is inside: links, address, route, and what a job's root may do."""
@@ -394,6 +457,18 @@ def sweep(instance: str) -> None:
     with contextlib.suppress(OSError):
         network.remove_all()
     cgroups.release_places(cgroups.find_places(f"runstead-{instance}")[0])
+
+
+def _sockets() -> int:
+    """Return how many sockets there are in this thread's network namespace, wherever the processes are."""
+    first, _, _ = Path("/proc/thread-self/net/sockstat").read_text(encoding="ascii").partition("\n")
+    return int(first.rpartition(" ")[2])
+
+
+def _packets_sent() -> list[int]:
+    """Return how many packets each link of this thread's network namespace sent."""
+    lines = Path("/proc/thread-self/net/dev").read_text(encoding="ascii").splitlines()[2:]
+    return [int(line.partition(":")[2].split()[9]) for line in lines]
 
 
 def _free_subnet(instance: str) -> IPv4Network:

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from runstead.executors.attempts import Attempts
 from runstead.node import framing, rundir
@@ -41,12 +42,16 @@ class Watching:
             self._socket.close()
             self._socket = None
 
-    def watch(self, name: str) -> None:
+    def watches(self, name: str) -> bool:
+        """Say whether one is watched already, or cannot be on this system."""
+        return name in self._watched or not hasattr(os, "pidfd_open")
+
+    def watch(self, name: str, facts: Mapping[str, Any]) -> None:
         """See to it that the end of a supervisor wakes us, also one that cannot say so any more."""
-        if name in self._watched or not hasattr(os, "pidfd_open"):
+        if self.watches(name):
             return
         try:
-            fd = os.pidfd_open(int(self._attempts.facts(name)["supervisor"]))
+            fd = os.pidfd_open(int(facts["supervisor"]))
         except (OSError, KeyError):
             return
         if not self._attempts.alive(name):  # the number may be somebody else's by now
