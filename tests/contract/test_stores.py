@@ -231,7 +231,10 @@ class TestAdd:
 
     async def test_a_key_counts_in_its_namespace_only(self, store: SqlJobStore) -> None:
         mine = await store.add(new_job("alice", idempotency_key="k"))
+        assert await store.keyed("carol", "k") is None
         yours = await store.add(new_job("carol", idempotency_key="k"))
+        assert await store.keyed("alice", "k") == mine
+        assert await store.keyed("alice", "no-such-key") is None
         assert mine.id != yours.id
 
     async def test_the_same_key_from_many_callers_at_once(self, store: SqlJobStore, other_store: SqlJobStore) -> None:

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,21 @@ def test_where_it_is_not_possible_the_job_is_refused(tmp_path: Path) -> None:
         server.start()
         assert "already" in hub.hf(*words, check=False).stderr
         hub.hf("jobs", "cancel", first)
-        hub.hf(*words)
+        # Also of those that come at once.
+        url, headers = f"{server.url}/api/jobs/{server.owner}", {"Authorization": f"Bearer {server.token}"}
+        body = {
+            "command": ["sleep", "60"],
+            "arguments": [],
+            "environment": {},
+            "flavor": "cpu-basic",
+            "dockerImage": "python:3.12",
+            "expose": {"ports": [7000], "portsPublic": []},
+        }
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(
+                threads.map(lambda _: httpx2.post(url, json=body, headers=headers, trust_env=False), range(8))
+            )
+        assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
+        assert all("exposes port 7000 already" in one.text for one in answers if one.status_code == 409)
     finally:
         server.stop()

@@ -99,13 +99,12 @@ class Exposure:
             raise NotFound(f"there is no job {job_id[:100]!r} in {namespace!r}: `hf jobs ps -a` shows those there are")
         authorize(caller, Permission.WRITE, namespace)
         ports = self._rules.check(ports)
-        await self._rules.refuse_taken(ports, job_id)
-        changed = await self._store.set_ports(job_id, ports)
+        async with self._rules.changed(job_id, ports):
+            changed = await self._store.set_ports(job_id, ports)
         if changed is None:
             raise NotFound(f"job {job_id!r} was deleted meanwhile")
         if changed.stage.is_terminal:
             raise NotRunning(f"the job is over ({changed.stage}): its ports cannot be changed any more")
-        self._rules.note(changed)
         for tell in self._changed:
             tell(job_id)
         return changed

@@ -1,6 +1,7 @@
 """What users do with jobs: submit, look, label, cancel, run again."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 from runstead.events.interface import JOBS, QUEUE, WORK, EventBus
@@ -185,9 +186,13 @@ class Jobs:
         )
 
     async def enter(self, new: NewJob, store: Callable[[], Awaitable[Job]]) -> Job:
-        """Have a job stored and return it as it stands a moment later, when it may run already."""
+        """Have a job stored and return it as it stands a moment later, when it may run already.
+
+        Raises Conflict for ports that it cannot have beside another job.
+        """
         with self._events.subscribe(JOBS, new.id) as changed, self._admission.watched(new.id, changed):
-            job = await store()
+            async with self.reserved(new):
+                job = await store()
             if job.id != new.id:
                 return job  # submitted before, with the same key
             self.entered(job)
@@ -198,9 +203,12 @@ class Jobs:
                 job, changed, lambda now: now.stage is not Stage.SCHEDULING or self._admission.is_blocked(flavor)
             )
 
+    def reserved(self, new: NewJob) -> AbstractAsyncContextManager[None]:
+        """Hold what a job alone may have while it is stored. Raises Conflict."""
+        return self._ports.reserved(new)
+
     def entered(self, job: Job) -> None:
         """Tell those who start jobs of one that was stored."""
-        self._ports.note(job)
         self._admission.joined(job)
         self._events.publish(QUEUE)
 

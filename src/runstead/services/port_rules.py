@@ -1,10 +1,13 @@
 """Which ports a job may expose, and which it shares with others."""
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from runstead.executors.interface import Capabilities
 from runstead.model.errors import Conflict, Invalid, TooLarge, Unsupported
-from runstead.model.jobs import Job, JobSpec
+from runstead.model.jobs import JobSpec, NewJob
 from runstead.model.ports import HIGHEST_PORT, MAX_PORTS, Ports
 from runstead.stores.interface import JobStore
 
@@ -13,13 +16,15 @@ class PortRules:
     """The rules of one executor.
 
     Where jobs share the machine's network, two of them cannot listen on the same port: the second that wants to
-    expose it is refused. Who has which port is remembered here; the store tells after a restart.
+    expose it is refused, also when both are asked for at once. Who has which port is remembered here; the store tells
+    after a restart. Several servers with one database do not see what the others take meanwhile.
     """
 
     def __init__(self, capabilities: Capabilities, store: JobStore) -> None:
         self._capabilities = capabilities
         self._store = store
         self._holders: dict[int, str] | None = None  # port: job
+        self._reserving = asyncio.Lock()
 
     def check(self, ports: Ports) -> Ports:
         """Return the ports in order, each once. Raises Invalid for what is no port, Unsupported."""
@@ -34,17 +39,39 @@ class PortRules:
         return Ports(exposed, tuple(dict.fromkeys(ports.public)))
 
     async def accept(self, spec: JobSpec) -> JobSpec:
-        """Return the specification with its ports in order. Raises as `check`, and Conflict for a port in use."""
+        """Return the specification with its ports in order. Raises as `check`."""
         if spec.network is not None and not self._capabilities.groups:
             raise Unsupported(f"network: {self._capabilities.without_groups}")
-        ports = self.check(spec.ports)
-        await self.refuse_taken(ports, None)
-        return replace(spec, ports=ports)
+        return replace(spec, ports=self.check(spec.ports))
 
-    async def refuse_taken(self, ports: Ports, job_id: str | None) -> None:
-        """Raise Conflict if another job that is not over exposes one of these ports of the machine."""
+    @asynccontextmanager
+    async def reserved(self, new: NewJob) -> AsyncGenerator[None]:
+        """Hold the ports of a job while it is stored. Raises Conflict if another job exposes one of them.
+
+        A job that is asked for again, by its idempotency key, is no other job.
+        """
+        async with self._held(new.spec.ports, new.id, new.namespace, new.idempotency_key):
+            yield
+
+    @asynccontextmanager
+    async def changed(self, job_id: str, ports: Ports) -> AsyncGenerator[None]:
+        """Hold the ports that a job shall have while they are stored. Raises Conflict as `reserved` does."""
+        async with self._held(ports, job_id, "", None):
+            yield
+
+    @asynccontextmanager
+    async def _held(self, ports: Ports, job_id: str, namespace: str, key: str | None) -> AsyncGenerator[None]:
         if self._capabilities.private_network or not ports:
+            yield
             return
+        async with self._reserving:
+            if key is None or await self._store.keyed(namespace, key) is None:
+                holders = await self._free(ports, job_id)
+                holders.update(dict.fromkeys(ports.exposed, job_id))
+            yield
+
+    async def _free(self, ports: Ports, job_id: str) -> dict[int, str]:
+        """Return who has which port. Raises Conflict if another job that is not over exposes one of these."""
         if self._holders is None:
             self._holders = {
                 port: job.id for job in await self._store.open_with_ports() for port in job.spec.ports.exposed
@@ -59,8 +86,4 @@ class PortRules:
                     f"expose.ports: jobs share this machine's network here, and job {holder} exposes port {port} "
                     "already; choose another port, or wait until that job is over"
                 )
-
-    def note(self, job: Job) -> None:
-        """Remember the ports that a job has now."""
-        if self._holders is not None and not self._capabilities.private_network:
-            self._holders.update(dict.fromkeys(job.spec.ports.exposed, job.id))
+        return self._holders

@@ -17,7 +17,7 @@ import structlog
 from runstead.events.interface import SCHEDULES, EventBus
 from runstead.kit.clock import Clock
 from runstead.model.accounts import Caller
-from runstead.model.errors import Forbidden, Invalid, OverBudget, RunsteadError, Unavailable
+from runstead.model.errors import Conflict, Forbidden, Invalid, OverBudget, RunsteadError, Unavailable
 from runstead.model.schedules import Fired, Firing, Outcome, Schedule, ScheduleEvent, ScheduleEventKind
 from runstead.services import cron
 from runstead.services.jobs import Jobs
@@ -130,8 +130,9 @@ class Ticker:
             await self._suspend(schedule, error.message)
             return Fired(Outcome.SKIPPED)
         try:
-            fired = await self._store.fire(replace(firing, job=job))
-        except OverBudget as error:
+            async with self._jobs.reserved(job):
+                fired = await self._store.fire(replace(firing, job=job))
+        except (OverBudget, Conflict) as error:
             return await self._store.fire(replace(firing, message=error.message))
         if fired.outcome is Outcome.STARTED and fired.job is not None:
             self._jobs.entered(fired.job)

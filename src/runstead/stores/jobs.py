@@ -103,6 +103,12 @@ class SqlJobStore(JobStore):
         row = await self._database.read(lambda transaction: transaction.row(_BY_ID, {"id": job_id}))
         return None if row is None else job_from(row)
 
+    async def keyed(self, namespace: str, idempotency_key: str) -> Job | None:
+        """Return the job that was stored with that key."""
+        wanted = {"namespace": namespace, "idempotency_key": idempotency_key}
+        row = await self._database.read(lambda transaction: transaction.row(_BY_KEY, wanted))
+        return None if row is None else job_from(row)
+
     async def page(self, namespace: str, wanted: JobFilter, before_seq: int | None, limit: int) -> list[Job]:
         """Return a page of jobs, newest first."""
         found = label_rows.search(namespace, wanted.labels) if wanted.labels else []
