@@ -1,10 +1,12 @@
 """What only the docker executor has: an engine beside it, that keeps the images and may go away."""
 
 import asyncio
+import io
 import json
 import os
 import shutil
 import signal
+import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from runner import Runner
 from runstead.executors.docker import DockerExecutor, DockerSettings, find_socket
 from runstead.executors.native import NativeSettings
 from runstead.model.errors import ImageFailure, Invalid, Unavailable, Unsupported
+from runstead.model.executions import Command
 from runstead.model.launches import AttemptState, ExitReason
 from runstead.model.volumes import Mount
+from runstead.node.engine import Engine
 
 _IMAGE = "localhost/small:1"
 
@@ -102,8 +106,7 @@ async def test_a_job_cannot_have_more_memory_than_its_flavor(runner: Runner) -> 
     script = "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo survived"
     record, lines = await runner.shell_record(script, image=_IMAGE, memory_bytes=64 << 20)
     assert "survived" not in lines
-    # What podman tells depends on the machine's control groups; without its word the message names what is likely.
-    assert record.exit_code == 137
+    assert (record.reason, record.exit_code) == (ExitReason.OOM, 137)
     assert "64 MiB" in (record.message or "")
 
 
@@ -129,12 +132,73 @@ async def test_the_machines_network(engine: RunningEngine, tmp_path: Path) -> No
     assert (code, lines) == (0, [os.readlink("/proc/self/ns/net")])
 
 
-async def test_nothing_runs_without_a_command_and_there_is_no_way_in(runner: Runner) -> None:
+@pytest.mark.parametrize("other", [{"DefaultRuntime": "runsc"}, {"KernelVersion": "5.15.49-linuxkit"}, {"Name": "vm2"}])
+async def test_containers_that_are_no_processes_of_this_machine_are_not_entered(
+    engine: RunningEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    executor = _executor(tmp_path, engine)
+    ask = Engine.call
+
+    def answer(self: Engine, method: str, path: str, **more: object) -> object:
+        found = ask(self, method, path, **more)
+        return {**found, **other} if path == "/info" else found
+
+    monkeypatch.setattr(Engine, "call", answer)
+    capabilities = await executor.open()
+    assert (capabilities.inside, capabilities.ports) == (False, False)
+    runner = Runner(tmp_path, executor)
     with pytest.raises(Invalid, match="no way into"):
-        await runner.executor.start(runner.launch(image=_IMAGE))
+        await runner.start(runner.launch(image=_IMAGE))
     handle = await runner.start(runner.launch("sleep", "60", image=_IMAGE))
     with pytest.raises(Unsupported, match="no way into"):
-        await runner.executor.inside(handle)
+        await executor.inside(handle)
+    await executor.remove(handle)
+    await executor.close()
+
+
+async def test_what_is_done_inside_has_the_limits_and_rights_of_the_container(runner: Runner) -> None:
+    show = "grep -E 'Cap|NoNew|Seccomp:' /proc/self/status; cut -d: -f2- /proc/self/cgroup; ulimit -n; ulimit -u; env"
+    handle = await runner.start(
+        launch := runner.launch(
+            "sh", "-c", f"{show}; echo; sleep 60", image=_IMAGE, environment={"MINE": "1"}, memory_bytes=64 << 20
+        )
+    )
+    await runner.line(launch, "")
+    execution = await (await runner.executor.inside(handle)).execute(Command(("sh", "-c", show)))
+    said = b""
+    while (piece := await execution.read()) is not None:
+        said += piece.data
+    await execution.close()
+    theirs = runner.lines(launch)[:-1]
+    differs = {"SHLVL=1", "_=/bin/env"}
+    assert set(said.decode().splitlines()) ^ set(theirs) <= differs
+
+
+async def test_an_image_without_any_program_can_be_entered(engine: RunningEngine, runner: Runner) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("data"))
+    engine.load(archive.getvalue(), "localhost/bare:1", "USER 1234:4321")
+    handle = await runner.start(runner.launch(image="localhost/bare:1"))
+    inside = await runner.executor.inside(handle)
+    assert [entry.name for entry in await inside.list_folder("/", None, 100) if entry.kind == "file"] == [
+        ".runstead-pause",
+        "data",
+    ]
+    with pytest.raises(Invalid, match="no such program"):
+        await inside.execute(Command(("sh",)))
+    await runner.executor.stop(handle, 10)
+    assert (await runner.ended(handle)).reason is ExitReason.STOPPED
+
+
+async def test_the_inside_while_the_engine_is_away(engine: RunningEngine, runner: Runner) -> None:
+    handle = await runner.start(runner.launch(image=_IMAGE))
+    inside = await runner.executor.inside(handle)
+    await asyncio.to_thread(engine.stop)
+    execution = await inside.execute(Command(("sh", "-c", "exit 7")))
+    assert (await execution.wait()).exit_code == 7
+    await execution.close()
+    await asyncio.to_thread(engine.start)
 
 
 async def test_what_a_killed_supervisor_left_is_found_and_removed(runner: Runner, engine: RunningEngine) -> None:

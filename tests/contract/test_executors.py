@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,6 @@ import pytest
 
 import engines
 from container_images import OneImage
-from registry import busybox_archive
 from runstead.executors.docker import DockerExecutor, DockerSettings
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.native import NativeExecutor, NativeSettings
@@ -45,7 +44,7 @@ class Row:
     supervisor: Callable[[Path, Handle], int] | None = None  # the process beside the job, if it is ours to kill
     launcher: Callable[[Path], int] | None = None  # the process that starts those
     abandon: Callable[[Executor], None] = lambda _executor: None  # what a crash does that losing the object does not
-    only: tuple[str, ...] = ()  # the tests that can hold for it; (): all
+    only: tuple[str, ...] = ()  # the tests, and modules of them, that can hold for it; (): all
 
 
 def _process(isolation: str) -> Callable[[Path, Callable[[str, str], None]], Executor]:
@@ -76,17 +75,15 @@ def _oci(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
     return OciExecutor(data_dir, settings, OneImage(), wake)
 
 
-def _docker(socket: Path) -> Callable[[Path, Callable[[str, str], None]], Executor]:
-    def build(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
-        native = NativeSettings(network="none", grace_seconds=1.0, pids_limit=600)
-        return DockerExecutor(data_dir, DockerSettings(native, socket=socket, ulimits=engines.ULIMITS), wake)
-
-    return build
+def _docker(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
+    native = NativeSettings(network="none", grace_seconds=1.0, pids_limit=600)
+    socket = Path(os.environ[engines.SOCKET])  # told in this way to other processes of a test, too
+    return DockerExecutor(data_dir, DockerSettings(native, socket=socket, ulimits=engines.ULIMITS), wake)
 
 
 # Of an engine's containers less can be promised: no signal's number, only exit codes, and not whether a command
-# that is missing was never executed or ended with a shell's code, nor the order of lines on two streams.
-# Some of the rest needs Python in the image.
+# that is missing was never executed or ended with a shell's code, nor the order of lines on two streams. Some of the
+# rest needs a network, or uv in the image.
 _DOCKER = (
     "test_a_running_attempt_is_running_and_has_a_start",
     "test_exit_codes",
@@ -111,6 +108,10 @@ _DOCKER = (
     "test_times_never_go_back_behind_an_earlier_attempt",
     "test_a_line_wakes_at_once",
     "test_secrets_are_with_the_job_only",
+    "test_inside_attempts",
+    "test_inside_files",
+    "test_inside_ports",
+    "test_inside_programs",
 )
 _IMAGE = "python:3.12"  # what every launch here names
 
@@ -118,15 +119,8 @@ ROWS = [
     Row("process-full", _process("full"), True, _process_supervisor, _process_launcher, _process_abandon),
     Row("oci", _oci, True, _process_supervisor, _process_launcher, _process_abandon),
     Row("process-plain", _process("none"), False, _process_supervisor, _process_launcher, _process_abandon),
-    Row("docker", _docker(Path("none")), True, _process_supervisor, _process_launcher, _process_abandon, _DOCKER),
+    Row("docker", _docker, True, _process_supervisor, _process_launcher, _process_abandon, _DOCKER),
 ]
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[engines.RunningEngine]:
-    with engines.podman() as running:
-        running.load(busybox_archive(), _IMAGE)
-        yield running
 
 
 @dataclass
@@ -220,7 +214,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         pytest.skip("these look into /proc")
     row: Row = request.param
     if row.name == "docker":
-        row = replace(row, build=_docker(request.getfixturevalue("engine").socket))
+        request.getfixturevalue("engine")
     data_dir, log_dir = tmp_path / "data", tmp_path / "logs"
     data_dir.mkdir()
     log_dir.mkdir()

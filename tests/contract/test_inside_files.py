@@ -261,3 +261,10 @@ async def test_a_file_moves_at_the_speed_of_memory(room: Room) -> None:
         assert len(await file.read(offset, step)) == step
     await file.close()
     assert 2 * size / (time.monotonic() - began) > 100e6  # far below what it is: the machine is shared
+
+
+async def test_folders_are_listed_by_many_at_once(room: Room) -> None:
+    """Also where it is the first thing that is asked for on a connection."""
+    await room.inside.make_folder("many/one")
+    found = await asyncio.gather(*(room.inside.list_folder("many", None, 10) for _ in range(30)))
+    assert [[entry.name for entry in entries] for entries in found] == [["one"]] * 30

@@ -81,10 +81,12 @@ def test_buckets_appear_in_a_job_and_what_it_wrote_is_in_them(hf: Client) -> Non
     assert hf.python(read) == ["in.txt", "out.txt"]
 
 
-def test_a_sandbox_is_refused_with_the_reason(hf: Client) -> None:
+def test_a_sandbox_is_a_container_of_the_engine(hf: Client) -> None:
     code = (
         "from huggingface_hub import Sandbox\n"
-        "try:\n    Sandbox.create(image='localhost/loaded:1')\n    out('made')\n"
-        "except Exception as error:\n    out(str(error))"
+        "with Sandbox.create(image='localhost/loaded:1') as box:\n"
+        "    box.files.write('/tmp/in', b'one')\n"
+        "    ran = box.run('cat /tmp/in; echo err >&2; exit 3', check=False)\n"
+        "    out([ran.exit_code, ran.stdout, ran.stderr])"
     )
-    assert "the docker executor cannot reach into running jobs" in str(hf.python(code))
+    assert hf.python(code) == [3, "one", "err\n"]

@@ -7,6 +7,7 @@ log, the deadline and the last word are those of our own supervisor beside each 
 import asyncio
 import json
 import os
+import platform
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -33,7 +34,11 @@ USUAL_SOCKETS = (
     "/run/podman/podman.sock",
     "/run/user/{user}/podman/podman.sock",
 )
-_NO_WAY_IN = "there is no way into containers of an engine yet (executor.kind = docker)"
+_NO_WAY_IN = (
+    "there is no way into containers of this engine: that needs an engine whose containers are processes of this "
+    "machine, made by runc or crun, and a server that runs as root (executor.kind = docker)"
+)
+_ENTERABLE = ("crun", "runc", "io.containerd.runc.v2", "nvidia")  # runtimes whose containers are just processes
 _SECONDS = 30.0
 _REMOVALS = 40  # looks at a container whose removal somebody else has begun, before we give up
 _REMOVAL_PAUSE_SECONDS = 0.25
@@ -75,6 +80,7 @@ class DockerExecutor(NativeExecutor):
         self._network_name = _NETWORKS[settings.native.network]
         self._gateway: str | None = None
         self._info: Mapping[str, Any] = {}
+        self._entered = False  # whether containers are processes of this machine, and we may enter them
 
     async def open(self) -> Capabilities:
         """See Executor."""
@@ -88,6 +94,7 @@ class DockerExecutor(NativeExecutor):
             self._info = await asyncio.to_thread(self._engine.call, "GET", "/info", seconds=_SECONDS)
         except (OSError, EngineError) as error:
             raise Unavailable(unreachable(self._socket, error)) from error
+        self._entered = _can_enter(self._info)
         self._gateway = await asyncio.to_thread(self._find_gateway)
         return await super().open()
 
@@ -97,7 +104,7 @@ class DockerExecutor(NativeExecutor):
 
     async def start(self, launch: Launch) -> Handle:
         """See Executor."""
-        if not launch.argv:
+        if not launch.argv and not self._entered:
             raise Invalid(f"nothing would run in the job: {_NO_WAY_IN}", "command")
         return await super().start(launch)
 
@@ -112,7 +119,9 @@ class DockerExecutor(NativeExecutor):
 
     async def inside(self, handle: Handle) -> Inside:
         """See Executor."""
-        raise Unsupported(f"{_NO_WAY_IN}: {handle.data.get('job_id')}")
+        if not self._entered:
+            raise Unsupported(f"{_NO_WAY_IN}: {handle.data.get('job_id')}")
+        return await super().inside(handle)
 
     async def owned(self) -> list[tuple[str, int, Handle]]:
         """See Executor."""
@@ -163,6 +172,8 @@ class DockerExecutor(NativeExecutor):
             binds=shown,
             shared_memory_bytes=self._wanted.shared_memory_bytes,
             ulimits=list(self._ulimits),
+            entered=self._entered,
+            machine=str(self._info.get("Architecture") or ""),
         )
         return Root(engine=container)
 
@@ -176,10 +187,10 @@ class DockerExecutor(NativeExecutor):
             missing=(*found.missing, *missing),
             volumes=syscalls.LINUX,
             without_volumes="the engine's containers run in a virtual machine, which does not see what is mounted here",
-            inside=False,
+            inside=self._entered,
             compartments=False,
             egress=False,
-            ports=False,
+            ports=self._entered,
             without_ports=_NO_WAY_IN,
             without_groups="network groups are not possible with containers of an engine (executor.kind = docker)",
         )
@@ -260,6 +271,13 @@ def find_socket(wanted: Path | None, environment: Mapping[str, str]) -> str:
         f"no container engine was found: there is no {', '.join(usual)}; start one, "
         "or name its socket with docker.socket"
     )
+
+
+def _can_enter(info: Mapping[str, Any]) -> bool:
+    """Say whether containers of an engine are processes of this machine that we may join."""
+    here = platform.uname()
+    same = (info.get("KernelVersion"), info.get("Name")) == (here.release, here.node)
+    return syscalls.LINUX and os.geteuid() == 0 and same and info.get("DefaultRuntime") in _ENTERABLE
 
 
 def _ulimit(text: str) -> list[str | int]:

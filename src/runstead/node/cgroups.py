@@ -21,7 +21,7 @@ def find_places(name: str) -> tuple[list[list[str]], list[str]]:
     """Return the places in which this process may make groups, under a directory `name`, and what is missing."""
     places: list[list[str]] = []
     reasons: list[str] = []
-    own = _own_groups()
+    own = _groups_of("self")
     for kind, mount in _mounts():
         if kind == "v2":
             place = _prepare_v2(mount, own.get("", "/"), name, reasons)
@@ -38,6 +38,24 @@ def find_places(name: str) -> tuple[list[list[str]], list[str]]:
         if kind not in have and "v2" not in have
     ]
     return places, missing
+
+
+def folders_of(pid: int) -> list[list[str]]:
+    """Return the groups that a process is in, whoever made them: kind and directory of each."""
+    groups = _groups_of(str(pid))
+    found: list[list[str]] = []
+    for kind, mount in _mounts(every=True):
+        names = [""] if kind == "v2" else [kind, f"name={kind}"]
+        path = next((groups[name] for name in names if name in groups), None)
+        if path is not None:
+            found.append([kind, os.path.join(mount, path.lstrip("/"))])
+    return found
+
+
+def enter_all(folders: list[list[str]]) -> None:
+    """Move this process, which has one thread, into such groups."""
+    for kind, path in folders:
+        _write(f"{path}/cgroup.procs" if kind == "v2" else f"{path}/tasks", "0")
 
 
 def release_places(places: list[list[str]]) -> None:
@@ -75,11 +93,11 @@ def _release_spares(path: str) -> None:
             continue
 
 
-def _own_groups() -> dict[str, str]:
-    """Return the groups of this process: controller ("" for version 2) to path."""
+def _groups_of(process: str) -> dict[str, str]:
+    """Return the groups of a process: controller ("" for version 2) to path."""
     found: dict[str, str] = {}
     try:
-        with open("/proc/self/cgroup", encoding="utf-8") as lines:
+        with open(f"/proc/{process}/cgroup", encoding="utf-8") as lines:
             for line in lines:
                 _, names, path = line.rstrip("\n").split(":", 2)
                 for controller in names.split(","):
@@ -89,7 +107,8 @@ def _own_groups() -> dict[str, str]:
     return found
 
 
-def _mounts() -> list[tuple[str, str]]:
+def _mounts(*, every: bool = False) -> list[tuple[str, str]]:
+    """Return kind and place of what is mounted, `every` kind or those that we limit with."""
     found: list[tuple[str, str]] = []
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
@@ -100,7 +119,8 @@ def _mounts() -> list[tuple[str, str]]:
                     found.append(("v2", left.split(" ")[4]))
                 elif kind == "cgroup":
                     words = options.split(" ")[-1].split(",")
-                    found.extend((name, left.split(" ")[4]) for name in _V1 if name in words)
+                    named = [word.removeprefix("name=") for word in words] if every else _V1
+                    found.extend((name, left.split(" ")[4]) for name in named if every or name in words)
     except OSError:
         pass
     seen: set[str] = set()

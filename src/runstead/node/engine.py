@@ -5,8 +5,10 @@ answers with the newest that it has, and what is used here has been the same sin
 """
 
 import http.client
+import io
 import json
 import socket
+import tarfile
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
@@ -124,6 +126,17 @@ class Engine:
             raise
         return connection
 
+    def put_program(self, container: str, path: str, program: bytes) -> None:
+        """Put an executable file into a container, which need not run."""
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.mode, entry.size = 0o755, len(program)
+            tar.addfile(entry, io.BytesIO(program))
+        target = f"/containers/{quote(container)}/archive"
+        connection, _ = self._ask("PUT", target, {"path": "/"}, archive.getvalue(), {}, _ANSWER_SECONDS)
+        connection.close()
+
     def remove(self, container: str) -> None:
         """Kill and delete a container; one that is not there is fine."""
         try:
@@ -144,8 +157,9 @@ class Engine:
         connection = _Connection(self._path, seconds)
         try:
             target = f"{path}?{urlencode(query)}" if query else path
-            data = None if body is None else json.dumps(body).encode()
-            kind = {} if data is None else {"Content-Type": "application/json"}
+            raw = isinstance(body, bytes)
+            data = body if raw or body is None else json.dumps(body).encode()
+            kind = {} if data is None else {"Content-Type": f"application/{'x-tar' if raw else 'json'}"}
             connection.request(method, target, data, {**kind, **headers})
             answer = connection.getresponse()
             if answer.status >= 400:

@@ -10,10 +10,14 @@ import signal
 import socket
 import time
 
-from runstead.node import rundir
+from runstead.node import pause, processes, rundir
 from runstead.node.engine import ATTEMPT, INSTANCE, JOB, Engine, EngineError, Frames
+from runstead.node.inside.agent import Agent, listen
+from runstead.node.inside.entrance import Entrance
+from runstead.node.inside.ground import Ground
 from runstead.node.logformat import LINE_LIMIT
 from runstead.node.logwriter import READ_BYTES
+from runstead.node.memory_events import MemoryEvents
 from runstead.node.request import NO_NETWORK, EngineContainer, Request
 from runstead.node.seed import Seed
 from runstead.node.supervise import NotStarted, Supervisor, size_text
@@ -26,6 +30,7 @@ _RETRY_SECONDS = 1.0  # while the engine does not answer, as when it is restarte
 _SETTLE_SECONDS = 0.05
 _DRAIN_SECONDS = 2.0  # for what the engine has not passed on yet when the container has ended
 _REMOVE_SECONDS = 2.5  # less than a remover waits for us
+_ALONE_SECONDS = 0.05  # how often to look who is left when an attempt without a command is to end
 _ENDED = ("exited", "stopped", "dead", "removing")
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 # How the engines' inits say that there is no such command; they end with the code of a shell then.
@@ -50,22 +55,72 @@ class EngineSupervisor(Supervisor):
         self._state: dict[str, Any] | None = None  # as the engine says, once the container has ended
         self._first = b""  # of the output
         self._tails: dict[int, bytes] = {}  # of each stream: a line whose end has not come yet
+        self._entrance: Entrance | None = None
+        self._memory: MemoryEvents | None = None
+        self._dead: list[int] = []  # children that were buried
+        self._alone_at: float | None = None  # when to look whether somebody is left
+        self._emptied = False  # it was asked to end, and all but its first processes have
 
     # Start
 
     def _start(self) -> None:
         try:
             self._create()
+            if not self._request.argv:
+                self._put_pause()
             self._attached = self._engine.attach(self._asked.name)
             try:
                 self._engine.call("POST", f"/containers/{self._asked.name}/start")
             except EngineError as error:
                 missing = "not found" in str(error) or "no such file" in str(error).lower()
                 raise NotStarted(str(error), _NOT_FOUND if missing else _NOT_EXECUTABLE) from error
+            if self._asked.entered:
+                self._open_entrance()
         except EngineError as error:
             raise NotStarted(f"the engine made no container: {error}") from error
 
+    def _put_pause(self) -> None:
+        program = pause.program(self._asked.machine)
+        if program is None:
+            raise NotStarted(f"nothing can stay in a container without a command on {self._asked.machine}")
+        self._engine.put_program(self._asked.name, pause.PATH, program)
+
+    def _open_entrance(self) -> None:
+        """Let the server into the container, which is one of this machine's processes."""
+        found = self._engine.call("GET", f"/containers/{self._asked.name}/json")
+        pid, config = int(found["State"].get("Pid") or 0), found["Config"]
+        try:
+            if not pid or str(found["Id"]) not in _text(f"/proc/{pid}/cgroup"):
+                raise ProcessLookupError
+            self._memory = MemoryEvents(pid, self._poll)
+            self._entrance = Entrance(pid, str(config.get("User") or ""))
+        except OSError:  # it has ended already, or its processes are another machine's
+            return
+        lines: list[str] = config.get("Env") or []
+        pairs = (line.partition("=") for line in lines)
+        self._ground = Ground(
+            environment={name: value for name, _, value in pairs},
+            folder=config.get("WorkingDir") or "/",
+            own_network=self._entrance.own_network,
+            own_ids=True,
+            entrance=self._entrance,
+        )
+        self._children = processes.watch_children()
+        signal.signal(signal.SIGCHLD, self._bury)
+        self._poll.register(self._children, select.POLLIN)
+        self._agent = Agent(listen(self._path), self._ground, self._poll)
+
+    def _bury(self, _number: int, _frame: object) -> None:
+        """Take note of children's ends at once: the container's end waits for that, and the engine for the container's.
+
+        Also while we wait for the engine.
+        """
+        self._dead.extend(pid for pid, _ in processes.reap_all())
+
     def _create(self) -> None:
+        if not self._request.argv:
+            self._post(self._wanted(init=False))  # what stays there instead is its own init
+            return
         body = self._wanted(init=True)
         try:
             self._post(body)
@@ -111,7 +166,7 @@ class EngineSupervisor(Supervisor):
         environment = {"LANG": "C.UTF-8", **asked.environment, **request.environment}
         return {
             "Image": asked.image,
-            "Entrypoint": request.argv[:1],
+            "Entrypoint": request.argv[:1] or [pause.PATH],
             "Cmd": request.argv[1:],
             "Env": [f"{name}={value}" for name, value in environment.items()],
             "Labels": {INSTANCE: asked.instance, JOB: request.job_id, ATTEMPT: str(request.attempt)},
@@ -129,17 +184,28 @@ class EngineSupervisor(Supervisor):
             self._poll.register(self._attached, select.POLLIN)
         self._watch()
         while self._state is None:
-            for fd, _event in self._poll.poll(self._wait_millis()):
+            for fd, event in self._poll.poll(self._wait_millis()):
                 if fd == self._control.fileno():
                     self._obey()
                 elif self._attached is not None and fd == self._attached.fileno():
                     self._take_output()
                 elif self._waiting is not None and fd == self._waiting.fileno():
                     self._hear_end()
+                elif self._agent is not None and not (self._memory is not None and self._memory.handle(fd, event)):
+                    self._serve(self._agent, fd, event)
             self._keep_time()
 
+    def _serve(self, agent: Agent, fd: int, event: int) -> None:
+        if fd != self._children:
+            agent.handle(fd, event)
+            return
+        os.read(fd, 512)
+        dead, self._dead = self._dead, []
+        for pid in dead:
+            agent.reaped(pid)
+
     def _wait_millis(self) -> int:
-        moments = [moment for moment in (self._attach_at, self._look_at) if moment is not None]
+        moments = [moment for moment in (self._attach_at, self._look_at, self._alone_at) if moment is not None]
         nearest = int((min(moments) - time.monotonic()) * 1000) + 1 if moments else 3_600_000
         return max(min(super()._wait_millis(), nearest), 0)
 
@@ -149,6 +215,11 @@ class EngineSupervisor(Supervisor):
         if self._look_at is not None and now >= self._look_at:
             self._look_at = None
             self._look()
+        if self._alone_at is not None and now >= self._alone_at:
+            self._alone_at = now + _ALONE_SECONDS
+            self._emptied = self._emptied or self._is_alone()
+            if self._emptied:
+                self._kill_container()
         if self._attach_at is not None and now >= self._attach_at and self._state is None:
             self._attach_at = None
             self._look()
@@ -243,7 +314,22 @@ class EngineSupervisor(Supervisor):
             self._poll.register(self._attached, select.POLLIN)
         self._attach_pause = min(self._attach_pause * 2, 60.0)
 
+    def _is_alone(self) -> bool:
+        """Say whether nobody is left in a container without a command."""
+        if self._entrance is None:
+            return True
+        return not processes.children(self._entrance.pid) and processes.children(os.getpid()) == []
+
     def _signal(self, number: int) -> None:
+        if self._request.argv or number != signal.SIGTERM:
+            self._kill_container(number)
+            return
+        if self._agent is not None and self._entrance is not None:
+            self._agent.finish()
+            self._entrance.signal_all(number)
+        self._alone_at = time.monotonic()
+
+    def _kill_container(self, number: int = signal.SIGKILL) -> None:
         name = signal.Signals(number).name
         try:
             self._engine.call("POST", f"/containers/{self._asked.name}/kill", query={"signal": name}, seconds=10)
@@ -257,14 +343,20 @@ class EngineSupervisor(Supervisor):
     # End
 
     def _finish(self) -> None:
+        if self._agent is not None:
+            self._agent.close()
+        if self._memory is not None:
+            self._memory.look()
         self._drain()
         self._feed_tails()
         state = self._state or {}
         code = int(state.get("ExitCode", 128 + signal.SIGKILL))
+        if self._emptied:
+            code = 128 + signal.SIGTERM
         reason, message = self._reason or "exited", None
         if reason == "exited" and not state:
             message = "the container was removed by somebody else"
-        elif reason == "exited" and code != 0 and state.get("OOMKilled"):
+        elif reason == "exited" and code != 0 and (state.get("OOMKilled") or (self._memory and self._memory.kills)):
             reason = "oom"
             message = f"the job used more than its {size_text(self._request.memory_bytes)} of memory and was killed"
         elif reason == "exited" and code == 128 + signal.SIGKILL:
@@ -309,3 +401,11 @@ class EngineSupervisor(Supervisor):
             )
         except (OSError, EngineError):
             pass
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

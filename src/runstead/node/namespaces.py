@@ -83,13 +83,13 @@ def drop_all_capabilities() -> None:
             break
 
 
-def drop_capabilities(*, here: bool) -> None:
+def drop_capabilities(*, here: bool, kept: frozenset[int] = KEPT) -> None:
     """Give up, for all that is executed from here on, the capabilities that a job has no use for; also `here`."""
     for number in range(_LAST_CAPABILITY + 1):
-        if number not in KEPT:
+        if number not in kept:
             try:
                 syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
             except OSError:  # unknown to this kernel
                 continue
     if here:
-        syscalls.keep_capabilities(KEPT)
+        syscalls.keep_capabilities(kept)

@@ -122,9 +122,11 @@ class EngineContainer:
 
     __slots__ = (
         "binds",
+        "entered",
         "environment",
         "image",
         "instance",
+        "machine",
         "name",
         "network",
         "shared_memory_bytes",
@@ -144,6 +146,8 @@ class EngineContainer:
         binds: list[str],
         shared_memory_bytes: int,
         ulimits: "list[list[Any]]",
+        entered: bool,
+        machine: str,
     ) -> None:
         self.socket = socket  # path
         self.name = name  # of the container
@@ -154,6 +158,8 @@ class EngineContainer:
         self.binds = binds  # files and directories of the machine, shown read-only where they are
         self.shared_memory_bytes = shared_memory_bytes  # of /dev/shm
         self.ulimits = ulimits  # [name, soft, hard]
+        self.machine = machine  # kind of its processors
+        self.entered = entered  # whether its processes are this machine's, so that we can go in
 
 
 class Request:

@@ -37,6 +37,8 @@ def test_the_last_word(
         binds=[],
         shared_memory_bytes=1,
         ulimits=[],
+        entered=True,
+        machine="amd64",
     )
     request = Request(
         job_id="a" * 24,

@@ -96,6 +96,8 @@ def test_what_an_engine_is_asked_survives_the_journey() -> None:
         binds=["/etc/ssl"],
         shared_memory_bytes=1,
         ulimits=[["nofile", 1, 2]],
+        entered=True,
+        machine="amd64",
     )
     message = framing.decode(framing.encode(sent.to_message())[4:])
     assert Request.from_message(message).to_message() == sent.to_message()

@@ -114,7 +114,7 @@ class Agent:
         (program,) = struct.unpack_from("i", mine.program)
         mine.program.close()
         if program:  # killed from inside: what it attended to would never end
-            _kill_group(program)
+            self._kill_group(program)
         if mine.background is not None:
             self._note_end(mine.background, {"exit_code": None, "signal": int(signal.SIGKILL), "timed_out": False})
 
@@ -161,7 +161,7 @@ class Agent:
         if not piece:
             self._forget(caller)
         for message in messages:
-            if message.get("op") == "list":
+            if message.get("op") == "list" and "path" not in message:  # of a folder it is a worker's
                 facts = [entry.facts for entry in self._background.values()]
                 self._answer(caller, {"ok": {"background": facts}})
             elif message.get("op") == "kill":
@@ -198,7 +198,7 @@ class Agent:
         line, theirs = socket.socketpair()
         program = mmap.mmap(-1, 4)
         try:
-            pid = os.fork()
+            pid = self._ground.entrance.fork() if self._ground.entrance is not None else os.fork()
         except OSError as error:
             line.close()
             theirs.close()
@@ -276,9 +276,11 @@ class Agent:
         else:
             self._answer(caller, {"ok": {"killed": False}})
 
-
-def _kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+    def _kill_group(self, group: int) -> None:
+        if self._ground.entrance is not None:
+            self._ground.entrance.signal_group(group, signal.SIGKILL)
+            return
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass

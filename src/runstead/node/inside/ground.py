@@ -3,13 +3,14 @@
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runstead.node.cgroups import Group
+    from runstead.node.inside.entrance import Entrance
     from runstead.node.users import User
 
 
 class Ground:
     """What all that is done inside of one attempt has in common."""
 
-    __slots__ = ("environment", "folder", "limits", "own_ids", "own_network", "rooted", "user")
+    __slots__ = ("entrance", "environment", "folder", "limits", "own_ids", "own_network", "rooted", "user")
 
     def __init__(
         self,
@@ -21,6 +22,7 @@ class Ground:
         user: "User | None" = None,
         limits: "Group | None" = None,
         rooted: bool = False,
+        entrance: "Entrance | None" = None,
     ) -> None:
         self.environment = environment  # of every program, before what its request says
         self.folder = folder  # where programs and relative paths begin
@@ -28,4 +30,5 @@ class Ground:
         self.own_ids = own_ids  # programs may be run as other users
         self.user = user  # who programs are run as and files belong to; None: this process's own
         self.limits = limits  # the control groups to enter; None: workers begin in them
+        self.entrance = entrance  # where workers go in first; None: they begin inside
         self.rooted = rooted  # paths of files begin at `folder`, and no link is followed

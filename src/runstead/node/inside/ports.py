@@ -36,7 +36,12 @@ def make_sockets(message: "dict[str, Any]", ground: "Ground") -> "tuple[dict[str
             return {"connected": True, "addresses": []}, [made.detach()]
         except OSError:
             made.close()
-    addresses = ["127.0.0.1", "::1", *message.get("more", [])] if own_network else _own_addresses(port, _inodes())
+    if ground.entrance is not None and own_network:
+        addresses = _own_addresses(port, None)
+    elif own_network:
+        addresses = ["127.0.0.1", "::1", *message.get("more", [])]
+    else:
+        addresses = _own_addresses(port, _inodes())
     fds: list[int] = []
     usable: list[str] = []
     for address in addresses:
@@ -50,8 +55,8 @@ def make_sockets(message: "dict[str, Any]", ground: "Ground") -> "tuple[dict[str
     return {"connected": False, "addresses": usable}, fds
 
 
-def _own_addresses(port: int, inodes: set[str]) -> list[str]:
-    """Return the addresses on which one of these sockets listens to the port."""
+def _own_addresses(port: int, inodes: set[str] | None) -> list[str]:
+    """Return the addresses on which one of these sockets, or any, listens to the port."""
     found: list[str] = []
     for table, anything, loopback in (("tcp", "0.0.0.0", "127.0.0.1"), ("tcp6", "::", "::1")):  # noqa: S104
         try:
@@ -61,7 +66,7 @@ def _own_addresses(port: int, inodes: set[str]) -> list[str]:
             continue
         for row in rows:
             host, _, number = row[1].partition(":")
-            if row[3] == _LISTENS and int(number, 16) == port and row[9] in inodes:
+            if row[3] == _LISTENS and int(number, 16) == port and (inodes is None or row[9] in inodes):
                 address = _address(host)
                 found.append(loopback if address == anything else address)
     return found

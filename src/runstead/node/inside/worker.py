@@ -22,7 +22,7 @@ import time
 from runstead.node import framing, priority, processes, syscalls
 from runstead.node.inside import entries, ports, programs
 from runstead.node.inside.ground import Ground
-from runstead.node.inside.refusal import Refusal, explain
+from runstead.node.inside.refusal import UNAVAILABLE, Refusal, explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def run(
 ) -> "NoReturn":
     """Serve a connection, beginning with a message that was read from it; does not return."""
     try:
+        if ground.entrance is not None:
+            _enter(ground, connection)
         worker = Worker(*_settle(connection, line), program, ground)
         if ground.limits is not None:
             ground.limits.enter(os.getpid())
@@ -50,6 +52,19 @@ def run(
     except BaseException:  # a signal, or an error of ours: nobody is told here, the other side sees the end
         os._exit(1)
     os._exit(0)
+
+
+def _enter(ground: Ground, connection: socket.socket) -> None:
+    assert ground.entrance is not None
+    try:
+        user = ground.entrance.enter()
+    except OSError as error:
+        reason = f"the container cannot be entered: {error.strerror}: {error.filename or 'its namespaces'}"
+        framing.send(connection, {"error": UNAVAILABLE, "message": reason})
+        raise
+    ground.environment.setdefault("HOME", user.home)
+    if user.uid or user.gid or user.groups:
+        ground.user = user
 
 
 def _settle(connection: socket.socket, line: socket.socket) -> tuple[socket.socket, socket.socket]:
