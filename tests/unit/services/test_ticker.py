@@ -1,6 +1,7 @@
 """Runs of schedules, with a clock that tests turn: each due instant once, whatever clocks and servers do."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from runstead.events.interface import SCHEDULES
 from runstead.events.local import LocalEventBus
 from runstead.kit.clock import Clock
 from runstead.model.accounts import Caller, Namespace, Organization, OrgRole, User
-from runstead.model.errors import Invalid, NotFound, OverBudget, RunsteadError, Unavailable
+from runstead.model.errors import Conflict, Invalid, NotFound, OverBudget, RunsteadError, Unavailable
 from runstead.model.ids import new_id
 from runstead.model.jobs import Initiator, Job, JobFilter, JobSpec, NewJob, Phase, Stage, Transition
 from runstead.model.schedules import NewSchedule, Schedule, ScheduleEventKind
@@ -58,6 +59,7 @@ class AnyJob:
 
     clock: ManualClock
     fault: Exception | None = None
+    taken: str | None = None  # why what a run needs for itself alone cannot be had
     entered_jobs: list[Job] = field(default_factory=list)
 
     async def accept(self, caller: Caller, spec: JobSpec, secrets: Mapping[str, str]) -> JobSpec:
@@ -71,6 +73,12 @@ class AnyJob:
         now = self.clock.now()
         who = (owner.id, owner.name, owner.kind, user.id, user.name)
         return NewJob(new_id(now), *who, spec, initiator, now, "queued", idempotency_key=key)
+
+    @contextlib.asynccontextmanager
+    async def reserved(self, new: NewJob) -> AsyncGenerator[None]:
+        if self.taken is not None:
+            raise Conflict(self.taken)
+        yield
 
     def entered(self, job: Job) -> None:
         self.entered_jobs.append(job)
@@ -432,6 +440,17 @@ class TestWhatIsGone:
         assert (await house.history(schedule))[0] == ("skipped", "'alice' may spend $1.00 in a month")
         assert not (await house.now(schedule)).suspended
         monkeypatch.undo()
+        await house.pass_time(server, until=START + timedelta(hours=3))
+        assert await house.runs(schedule) == [START + timedelta(hours=3)]
+
+    async def test_a_port_that_another_job_has(self, house: House) -> None:
+        schedule = await house.schedule("@hourly")
+        house.jobs_service.taken = "job x exposes port 7000 already"
+        server = house.server()
+        await house.pass_time(server, until=START + timedelta(hours=2))
+        assert (await house.history(schedule))[0] == ("skipped", "job x exposes port 7000 already")
+        assert not (await house.now(schedule)).suspended
+        house.jobs_service.taken = None
         await house.pass_time(server, until=START + timedelta(hours=3))
         assert await house.runs(schedule) == [START + timedelta(hours=3)]
 
