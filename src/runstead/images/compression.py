@@ -1,11 +1,18 @@
 """Turns the bytes of a layer as registries keep them into the archive they stand for: gzip, zstd, or plain."""
 
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from runstead.images.archive import Damaged
+
+if TYPE_CHECKING:
+    import zlib as inflation  # the other is the same but for its speed
+else:
+    try:
+        from isal import isal_zlib as inflation
+    except ImportError:  # there is none for this kind of processor
+        import zlib as inflation
 
 if TYPE_CHECKING or sys.version_info < (3, 14):
     from backports import zstd
@@ -40,7 +47,7 @@ class _Gunzip:
     """A gzip member. Like what the module for zstd has."""
 
     def __init__(self) -> None:
-        self._inner = zlib.decompressobj(wbits=31)
+        self._inner = inflation.decompressobj(wbits=31)
 
     @property
     def eof(self) -> bool:
@@ -87,5 +94,5 @@ def _members(head: bytes, pieces: Iterator[bytes], make: Callable[[], Any]) -> I
                 data = next(pieces, b"")
                 if not data:
                     raise Damaged("the compressed layer breaks off")
-    except (zlib.error, zstd.ZstdError) as error:
+    except (inflation.error, zstd.ZstdError) as error:
         raise Damaged(f"the layer cannot be decompressed: {error}") from error
