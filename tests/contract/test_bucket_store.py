@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from sqlalchemy import Delete, Select, Update
 
 from runstead.model.accounts import Namespace, NamespaceKind, User
-from runstead.model.buckets import Bucket, BucketFile, Folder, NewFile, Op, Writer, place_behind
-from runstead.model.errors import Conflict, NotFound
+from runstead.model.buckets import Bucket, BucketFile, Change, Folder, NewFile, Op, Writer, place_behind
+from runstead.model.errors import BackendFailure, Conflict, NotFound
 from runstead.model.ids import new_id
 from runstead.model.jobs import Initiator, JobSpec, NewJob, Phase, Stage, Transition
 from runstead.stores import bucket_log as log_statements
+from runstead.stores import bucket_places
+from runstead.stores import bucket_writing as writing_statements
 from runstead.stores import buckets as bucket_statements
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
@@ -25,6 +27,7 @@ from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
+from runstead.stores.portable import text_list
 from runstead.stores.sqlite import dialect as sqlite_dialect
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 891011, tzinfo=UTC)
@@ -369,11 +372,11 @@ async def test_every_statement_on_files_goes_by_the_key(tmp_path: Path) -> None:
     await (await open_database(f"sqlite:///{path}")).close()
     statements = {
         name: value
-        for module in (bucket_statements, log_statements)
+        for module in (bucket_statements, writing_statements, log_statements)
         for name, value in vars(module).items()
         if isinstance(value, Select | Update | Delete)
     }
-    assert {"_FILES", "_TREE", "_LEVEL", "_NAMED_WITH_FILE", "_REMOVE", "_BATCHES"} <= statements.keys()
+    assert {"_FILES", "_TREE", "_LEVEL", "_NAMED_WITH_FILE", "_PRESENT", "_REMOVE", "_BATCHES"} <= statements.keys()
     with sqlite3.connect(path) as connection:
         for name, statement in statements.items():
             sql = str(statement.compile(dialect=sqlite_dialect()))
@@ -385,6 +388,25 @@ async def test_every_statement_on_files_goes_by_the_key(tmp_path: Path) -> None:
                     assert "bucket=? AND version" in step.replace("(version", "version"), (name, plan)
                 if name != "_WITH_OLD_KEPT":  # looks once into the history of each bucket
                     assert not step.startswith("SCAN bucket"), (name, plan)
+
+
+async def test_a_batch_that_misses_a_row_writes_nothing(
+    database: Database, store: SqlBucketStore, log: SqlBucketLog
+) -> None:
+    """By path nothing can be missed; PostgreSQL is asked for the places that it named a moment ago."""
+    if not await database.read(lambda transaction: transaction.takes_lists):
+        pytest.skip("this database has no places")
+    bucket = await store.add(new_bucket())
+    await store.apply(bucket.seq, {"a": content("1"), "b": content("2")}, NOW)
+    change = Change("a", Op.DELETE, None)
+    [row] = await database.read(
+        lambda t: t.rows(bucket_places.PRESENT, {"bucket": bucket.seq, "paths": text_list(["a"])})
+    )
+    moved = {"a": (*row[:-1], "(4711,1)")}
+    with pytest.raises(BackendFailure, match="0 of 1"):
+        await database.write(lambda t: bucket_places.write(t, moved, [change], [], 2, 0))
+    assert set(await everything(store, bucket)) == {"a", "b"}
+    assert await log.kept(bucket.seq, "", ("", 0), 10) == []
 
 
 # Log

@@ -1,24 +1,20 @@
 """Buckets and their files in SQL. One class for both databases.
 
 A file is one row, sorted by bucket and path, so a page of a listing, a look at a path and a folder's beginning are
-each one step into that order. A batch locks its bucket's row first: batches of one bucket come one after the other,
-on either database, and so do the versions that they make of it.
+each one step into that order. Batches are written by `bucket_writing`.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     Integer,
     Select,
-    Table,
     Text,
     bindparam,
     case,
-    delete,
     func,
     literal,
     or_,
@@ -27,48 +23,39 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.dialects.postgresql import insert
 
 from runstead.model.accounts import Namespace
 from runstead.model.buckets import (
     Batch,
     Bucket,
     BucketFile,
-    Change,
     Folder,
     NewFile,
-    Op,
     Writer,
     behind,
     behind_folder,
 )
-from runstead.model.errors import Conflict, NotFound
+from runstead.model.errors import Conflict
 from runstead.stores.bucket_rows import (
     BUCKET_COLUMNS,
     FILE_COLUMNS,
     below,
     bucket_from,
     bucket_to,
-    changes_to,
     file_from,
-    file_to,
 )
 from runstead.stores.bucket_tables import (
     DELETED,
     LIVE,
-    bucket_batches,
     bucket_files,
-    bucket_history,
     buckets,
-    job_outputs,
 )
+from runstead.stores.bucket_writing import write_batch
 from runstead.stores.database import Database, Row, Transaction, reject_unstorable
 from runstead.stores.interface import BucketStore
-from runstead.stores.portable import items, one_of, position, text_list, value_list
+from runstead.stores.portable import one_of, position, text_list
 from runstead.stores.rows import instant_from, instant_to
-
-_MILLISECOND = 1000
-"""Clients see instants in milliseconds; the instant of a batch has no more, so that they can name it exactly."""
 
 
 class SqlBucketStore(BucketStore):
@@ -171,27 +158,7 @@ class SqlBucketStore(BucketStore):
     ) -> Batch:
         """Make paths what they shall be."""
         paths = text_list(edits)
-
-        def work(transaction: Transaction) -> Batch:
-            locked = transaction.row(_LOCK, {"seq": bucket})
-            if locked is None:
-                raise NotFound("the bucket was deleted meanwhile")
-            version, updated_at = locked[0] + 1, _instant_after(locked[1], instant_to(at))
-            present = {row[0]: row for row in transaction.rows(_FILES, {"bucket": bucket, "paths": paths})}
-            changes = [change for path, file in edits.items() if (change := _change(path, file, present.get(path)))]
-            if not changes:
-                return Batch(locked[0], instant_from(locked[1]), ())
-            _write(transaction, bucket, present, changes, version, updated_at)
-            if writer is not None:
-                _note_outputs(transaction, bucket, changes, writer)
-            return Batch(version, instant_from(updated_at), tuple(changes))
-
-        return await self._database.write(work)
-
-
-def _instant_after(last: int, now: int) -> int:
-    """Return the present, or the next instant if the last batch was not before; in whole milliseconds."""
-    return max(now // _MILLISECOND, last // _MILLISECOND + 1) * _MILLISECOND
+        return await self._database.write(lambda t: write_batch(t, bucket, edits, paths, at, writer))
 
 
 def _path(file: BucketFile) -> str:
@@ -236,73 +203,6 @@ def _entry(row: Row, skip: int) -> BucketFile | Folder:
     return file_from(row) if slash < 0 else Folder(row[0][:slash], instant_from(row[4]))
 
 
-def _change(path: str, file: NewFile | None, present: Row | None) -> Change | None:
-    if present is None:
-        return None if file is None else Change(path, Op.ADD, file)
-    if file is None:
-        return Change(path, Op.DELETE, None)
-    return None if _is(present, file) else Change(path, Op.UPDATE, file)
-
-
-def _is(row: Row, file: NewFile) -> bool:
-    """Say whether a row of `FILE_COLUMNS` has this file, without making one of it: batches do it a thousand times."""
-    return (
-        row[1] == file.file_hash
-        and row[2] == file.size
-        and row[3] == instant_to(file.mtime)
-        and row[5] == file.content_type
-    )
-
-
-def _write(
-    transaction: Transaction, bucket: int, present: Mapping[str, Row], changes: list[Change], version: int, at: int
-) -> None:
-    replaced = [present[change.path] for change in changes if change.op is not Op.ADD]
-    added = [change.file for change in changes if change.file is not None]
-    if replaced:
-        paths = text_list(row[0] for row in replaced)
-        transaction.run(_KEEP, {"bucket": bucket, "paths": paths, "version": version, "replaced_at": at})
-    if len(added) < len(changes):
-        paths = text_list(change.path for change in changes if change.file is None)
-        transaction.run(_REMOVE, {"bucket": bucket, "paths": paths})
-    rows = [file_to(bucket, change.path, change.file, at) for change in changes if change.file is not None]
-    if transaction.takes_lists and rows:
-        transaction.run(_PUT_ALL, _lists(bucket_files, rows))
-    else:
-        transaction.run_many(_PUT, rows)
-    transaction.run(
-        _UPDATE,
-        {
-            "seq": bucket,
-            "version": version,
-            "updated_at": at,
-            "more_bytes": sum(file.size for file in added) - sum(row[2] for row in replaced),
-            "more_files": len(added) - len(replaced),
-        },
-    )
-    transaction.run(_LOG, {"bucket": bucket, "version": version, "at": at, "changes": changes_to(changes)})
-
-
-def _note_outputs(transaction: Transaction, bucket: int, changes: list[Change], writer: Writer) -> None:
-    which = {"job_id": writer.job_id, "bucket": bucket}
-    gone = [change.path for change in changes if change.file is None]
-    if gone:
-        transaction.run(_DROP_OUTPUTS, which | {"paths": text_list(gone)})
-    rows = [
-        which | {"path": c.path, "file_hash": c.file.file_hash, "size": c.file.size, "attempt": writer.attempt}
-        for c in changes
-        if c.file is not None
-    ]
-    if transaction.takes_lists and rows:
-        transaction.run(_PUT_ALL_OUTPUTS, _lists(job_outputs, rows))
-    else:
-        transaction.run_many(_PUT_OUTPUT, rows)
-
-
-def _lists(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {column.name: value_list(column, [row[column.name] for row in rows]) for column in table.c}
-
-
 def _binds(*names: str) -> dict[str, Any]:
     return {name: bindparam(name) for name in names}
 
@@ -336,63 +236,9 @@ _MOVE = update(buckets).where(_which, _LIVE).values(_binds("namespace_id", "name
 _DELETE = update(buckets).where(_which, _LIVE).values(_binds("deleted_at"))
 _UNDELETE = update(buckets).where(_which, _GONE).values(deleted_at=None)
 
-_LOCK = (
-    update(buckets)
-    .where(buckets.c.seq == bindparam("seq"), _LIVE)
-    .values(version=buckets.c.version)
-    .returning(buckets.c.version, buckets.c.updated_at)
-)
-_UPDATE = (
-    update(buckets)
-    .where(buckets.c.seq == bindparam("seq"))
-    .values(
-        version=bindparam("version"),
-        updated_at=bindparam("updated_at"),
-        size=buckets.c.size + bindparam("more_bytes", type_=BigInteger),
-        total_files=buckets.c.total_files + bindparam("more_files", type_=BigInteger),
-    )
-)
-
 _of_bucket = bucket_files.c.bucket == bindparam("bucket")
 _FILES = select(*FILE_COLUMNS).where(_of_bucket, one_of(bucket_files.c.path, "paths"))
 
-
-def _put(new: Insert, table: Table) -> Insert:
-    key = table.primary_key.columns
-    return new.on_conflict_do_update(
-        index_elements=list(key),
-        set_={column.name: new.excluded[column.name] for column in table.c if column not in set(key)},
-    )
-
-
-def _put_one(table: Table) -> Insert:
-    """Return the statement that puts a row in the place of one with its key."""
-    return _put(insert(table).values(_binds(*table.c.keys())), table)
-
-
-def _put_all(table: Table) -> Insert:
-    """Return the same for lists, one per column."""
-    return _put(insert(table).from_select(list(table.c), select(*(items(c, c.name) for c in table.c))), table)
-
-
-_PUT, _PUT_ALL = _put_one(bucket_files), _put_all(bucket_files)
-_PUT_OUTPUT, _PUT_ALL_OUTPUTS = _put_one(job_outputs), _put_all(job_outputs)
-_DROP_OUTPUTS = delete(job_outputs).where(
-    job_outputs.c.job_id == bindparam("job_id"),
-    job_outputs.c.bucket == bindparam("bucket"),
-    one_of(job_outputs.c.path, "paths"),
-)
-_REMOVE = delete(bucket_files).where(_of_bucket, one_of(bucket_files.c.path, "paths"))
-_KEEP = insert(bucket_history).from_select(
-    ["bucket", *(column.name for column in FILE_COLUMNS), "version", "replaced_at"],
-    select(
-        bucket_files.c.bucket,
-        *FILE_COLUMNS,
-        bindparam("version", type_=BigInteger),
-        bindparam("replaced_at", type_=BigInteger),
-    ).where(_of_bucket, one_of(bucket_files.c.path, "paths")),
-)
-_LOG = insert(bucket_batches).values(_binds(*bucket_batches.c.keys()))
 
 _TREE = (
     select(*FILE_COLUMNS)

@@ -1,10 +1,10 @@
 """Expressions that each database spells in its own way."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Column, ColumnElement, Integer, LargeBinary, Text, bindparam, func
+from sqlalchemy import Column, ColumnElement, Integer, LargeBinary, Table, Text, bindparam, func
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.compiler import compiles
@@ -92,6 +92,11 @@ def value_list(column: Column[Any], values: Sequence[Any]) -> str:
     if isinstance(column.type, LargeBinary):
         return "{" + ",".join(["\\\\x" + value.hex() for value in cast("Sequence[bytes]", values)]) + "}"
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def list_of_rows(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the parameters, by the names of a table's columns, that list the values of rows."""
+    return {column.name: value_list(column, [row[column.name] for row in rows]) for column in table.c}
 
 
 def position(where: ColumnElement[str], what: ColumnElement[str]) -> ColumnElement[int]:
