@@ -26,9 +26,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def box(server: Server) -> Iterator[RawSandbox]:
     made = sandboxes.create(server, environment={"A": "b"}, labels={"name": "first"})
-    made.shell("mkdir -p /work/deep && echo prepared > /work/deep/file && chmod 640 /work/deep/file")
-    made.shell("ln -s deep/file /work/link; rm /etc/debian_version; mv /etc/issue /etc/moved; echo changed > /etc/motd")
-    made.shell("mkdir -p /opt/theirs && chown 1000:1000 /opt/theirs && mkdir /work/gone && rmdir /work/gone")
+    made.shell("mkdir -p /ready/deep && echo prepared > /ready/deep/file && chmod 640 /ready/deep/file")
+    made.shell("ln -s deep/file /ready/link; rm /etc/debian_version")
+    made.shell("mv /etc/issue /etc/moved; echo changed > /etc/motd")
+    made.shell("mkdir -p /opt/theirs && chown 1000:1000 /opt/theirs && mkdir /ready/gone && rmdir /ready/gone")
     made.call("POST", "/processes", {"cmd": ["sleep", "1301"]})
     yield made
     made.cancel()
@@ -45,14 +46,14 @@ def forks_of(box: RawSandbox, count: int) -> list[RawSandbox]:
 
 def test_a_fork_begins_with_the_files_and_none_of_the_programs(box: RawSandbox) -> None:
     [fork] = forks_of(box, 1)
-    assert fork.shell("cat /work/link; stat -c '%a %u' /work/deep/file; stat -c %u:%g /opt/theirs").split() == [
+    assert fork.shell("cat /ready/link; stat -c '%a %u' /ready/deep/file; stat -c %u:%g /opt/theirs").split() == [
         *("prepared", "640", "0", "1000:1000")
     ]
     assert fork.shell("ls /etc/debian_version /etc/issue 2>&1; cat /etc/motd; ls -d /etc/moved; true").split()[-2:] == [
         "changed",
         "/etc/moved",
     ]
-    assert fork.run("ls /etc/debian_version /etc/issue /work/gone")[2]["exit_code"] != 0
+    assert fork.run("ls /etc/debian_version /etc/issue /ready/gone")[2]["exit_code"] != 0
     assert "1301" not in fork.shell("ps ax")
     assert fork.shell("echo $A; python3 -c 'print(1)'") == "b\n1\n"
     assert fork.job["labels"]["name"] == "first" and fork.job["id"] != box.id
@@ -61,21 +62,21 @@ def test_a_fork_begins_with_the_files_and_none_of_the_programs(box: RawSandbox) 
 
 def test_what_is_written_is_seen_by_nobody_else(box: RawSandbox) -> None:
     one, two = forks_of(box, 2)
-    one.shell("echo one > /work/deep/file; echo new > /work/new; rm /etc/motd")
-    box.shell("echo later > /work/later")
-    assert two.shell("cat /work/deep/file /etc/motd; ls /work").split() == ["prepared", "changed", "deep", "link"]
-    assert box.shell("cat /work/deep/file; ls /work").split() == ["prepared", "deep", "later", "link"]
-    box.shell("rm /work/later")
+    one.shell("echo one > /ready/deep/file; echo new > /ready/new; rm /etc/motd")
+    box.shell("echo later > /ready/later")
+    assert two.shell("cat /ready/deep/file /etc/motd; ls /ready").split() == ["prepared", "changed", "deep", "link"]
+    assert box.shell("cat /ready/deep/file; ls /ready").split() == ["prepared", "deep", "later", "link"]
+    box.shell("rm /ready/later")
     for fork in (one, two):
         fork.cancel()
 
 
 def test_a_fork_can_be_forked(box: RawSandbox) -> None:
     [fork] = forks_of(box, 1)
-    fork.shell("echo more >> /work/deep/file")
+    fork.shell("echo more >> /ready/deep/file")
     [again] = forks_of(fork, 1)
     fork.cancel()
-    assert again.shell("cat /work/deep/file").split() == ["prepared", "more"]
+    assert again.shell("cat /ready/deep/file").split() == ["prepared", "more"]
     assert again.run("ls /etc/debian_version")[2]["exit_code"] != 0
     again.cancel()
 
@@ -83,7 +84,7 @@ def test_a_fork_can_be_forked(box: RawSandbox) -> None:
 def test_many_at_once(box: RawSandbox) -> None:
     forks = forks_of(box, 20)
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda fork: fork.shell("cat /work/deep/file"), forks)) == ["prepared\n"] * 20
+        assert list(pool.map(lambda fork: fork.shell("cat /ready/deep/file"), forks)) == ["prepared\n"] * 20
     for fork in forks:
         fork.cancel()
 

@@ -44,6 +44,7 @@ from runstead.services.sandboxes.hosts import Hosts
 from runstead.services.sandboxes.idling import Idling
 from runstead.services.sandboxes.recognition import SandboxRules
 from runstead.services.sandboxes.sandboxes import Sandboxes
+from runstead.services.sandboxes.warm import Warm
 from runstead.services.scheduled_runs import ScheduledRuns
 from runstead.services.schedules import Schedules
 from runstead.services.script_folders import ScriptFolders
@@ -147,6 +148,17 @@ class Server:
         self.sandboxes = Sandboxes(self._store, executor, secrets, activity, hosts, events, clock)
         self.sandbox_port = SandboxPort(self.sandboxes)
         self._idling = Idling(self._store, executor, activity, hosts, events, clock, self._reconcile.in_hand)
+        self._warm = Warm(
+            settings.sandbox.counts() if capabilities.prepared else {},
+            executor,
+            capabilities.instance,
+            self._store,
+            hardware,
+            events,
+            clock,
+            self._first_namespace,
+            self._reconcile.in_hand,
+        )
         images = ImageStore(settings.server.data_dir / "images")
         self._image_sweeper = ImageSweeper(images, clock, settings.images.unused_days, settings.images.store_bytes)
         self._sweeper = Sweeper(self._store, log_store, clock, settings.jobs.retention_days)
@@ -227,6 +239,7 @@ class Server:
             forever("proxy", self.proxy.run),
             forever("sandboxes", self._idling.run),
             forever("snapshots", self._forking.run),
+            *([forever("warm", self._warm.run)] if self._warm.wanted else []),
             forever("sweeper", self._sweeper.run),
             forever("schedules", self._ticker.run),
             forever("scripts", self._scripts.run),
@@ -234,6 +247,9 @@ class Server:
             forever("buckets", self._keeping.run),
             *([forever("garbage", self._collecting.run)] if self._collecting.every_seconds else []),
         ]
+
+    async def _first_namespace(self) -> str:
+        return (await self.accounts.ensure_owner())[0].name
 
     async def stop_jobs(self) -> None:
         """Cancel everything that is not over and wait until nothing of it is left."""

@@ -16,6 +16,7 @@ from runstead.cli.findings import Finding, Level
 from runstead.executors.interface import Capabilities
 from runstead.kit.settings import Settings
 from runstead.model.errors import RunsteadError
+from runstead.node import ahead
 
 
 def python() -> list[Finding]:
@@ -89,6 +90,7 @@ def executor(settings: Settings) -> list[Finding]:
         found += [Finding(Level.NOTE, "executor", note) for note in capabilities.notes]
         found += [Finding(Level.MISSING, "executor", missing) for missing in capabilities.missing]
         found.append(_volumes(capabilities, unmountable(settings)))
+        found += _warm(capabilities, settings)
         machine = capabilities.machine
         if machine is not None:
             gpus = ", ".join(gpu.model for gpu in machine.gpus) or "no GPU"
@@ -111,6 +113,19 @@ def _volumes(capabilities: Capabilities, lacking: str | None) -> Finding:
     if lacking is None:
         return Finding(Level.OK, "volumes", "mounted: read when opened, saved as files are closed")
     return Finding(Level.NOTE, "volumes", f"filled before a job starts and saved after its end, because {lacking}")
+
+
+def _warm(capabilities: Capabilities, settings: Settings) -> list[Finding]:
+    """Say how many of the containers that `sandbox.warm` asks for are there."""
+    wanted = sum(settings.sandbox.counts().values())
+    if not wanted:
+        return []
+    if not capabilities.prepared:
+        remedy = "use --executor oci, or leave sandbox.warm away"
+        return [Finding(Level.MISSING, "sandboxes", capabilities.without_prepared, remedy)]
+    folder = settings.server.data_dir / "node" / ahead.FOLDER
+    there = len(list(folder.iterdir())) if folder.is_dir() else 0
+    return [Finding(Level.OK, "sandboxes", f"{there} of {wanted} containers wait for sandboxes (sandbox.warm)")]
 
 
 def port(settings: Settings) -> list[Finding]:

@@ -36,6 +36,8 @@ class Capabilities:
     inside: bool = False  # whether `Executor.inside` can be had: exec, files
     compartments: bool = False  # whether attempts can be divided: `Inside.make_compartments`
     snapshots: bool = False  # whether `Executor.snapshot` can be had, and `Launch.snapshots`
+    prepared: bool = False  # whether `Executor.keep_prepared` can be had
+    without_prepared: str = "only containers of the oci executor, made without a runtime, can be prepared ahead"
     egress: bool = False  # whether `Launch.egress` can be had
     ports: bool = False  # whether `Inside.connect` can be had: exposed ports
     without_ports: str = "ports of jobs cannot be reached here"  # why not, and how to get them
@@ -118,3 +120,13 @@ class Executor(ABC):
     async def drop_snapshot(self, name: str) -> None:
         """Delete a snapshot that no attempt is started from any more. Idempotent."""
         raise Unsupported(f"there are no snapshots here: {name}")
+
+    async def keep_prepared(self, wanted: Sequence[tuple[Launch, int]]) -> list[int]:
+        """Have so many attempts like each of these prepared, and no others; return how many there are now.
+
+        What does not fit any more is let go of at once; of what is missing one is made, which `start` then gives to
+        the next attempt without a command that needs the same image, namespace and disk and has no mounts of its own.
+        Of a launch only these count, and the image is here. They hold memory of this machine, no processor, and end
+        with this process. Raises Unavailable, Unsupported.
+        """
+        raise Unsupported(f"nothing can be prepared ahead here: {len(wanted)} images")

@@ -55,10 +55,10 @@ class Launcher:
         data = framing.encode(message)
         if len(data) > framing.LIMIT:
             raise BackendFailure(f"the job's arguments and environment are too large: {len(data)} bytes")
-        connection = await self._connect()
+        connection = await self.connect()
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                return await _exchange(connection, data)
+                return await exchange(connection, data)
         except TimeoutError as error:
             raise Unavailable(f"the launcher did not answer within {_ANSWER_SECONDS:.0f} s") from error
         except OSError:
@@ -66,7 +66,8 @@ class Launcher:
         finally:
             connection.close()
 
-    async def _connect(self) -> socket.socket:
+    async def connect(self) -> socket.socket:
+        """Return a connection that a supervisor to be takes, starting the launcher when there is none."""
         for attempt in range(3):
             connection = await self._try_connect(self._name)
             if connection is not None:
@@ -98,7 +99,7 @@ class Launcher:
             connection = await self._try_connect(name)
             if connection is not None:
                 async with asyncio.timeout(5):
-                    await _exchange(connection, framing.encode({"op": "leave"}))
+                    await exchange(connection, framing.encode({"op": "leave"}))
                 connection.close()
         for left in (name, name + ".lock"):
             (self._node / left).unlink(missing_ok=True)
@@ -126,7 +127,8 @@ class Launcher:
                 raise Unavailable(f"the launcher does not start: {error}") from error
 
 
-async def _exchange(connection: socket.socket, data: bytes) -> dict[str, Any] | None:
+async def exchange(connection: socket.socket, data: bytes) -> dict[str, Any] | None:
+    """Send a message and return the answer; None when there is none."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(connection, data)
     head = await _exactly(connection, 4)

@@ -12,7 +12,7 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,14 +25,15 @@ from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.launching import Launcher
 from runstead.executors.machine import find_machine
-from runstead.executors.network import JobNetwork
+from runstead.executors.network import JobNetwork, ahead_name
+from runstead.executors.prepared import Prepared, Waiting, fits, key_of
 from runstead.executors.resolving import missing_name_service
 from runstead.executors.watching import Watching
 from runstead.kit.settings import PASSED_BY_DEFAULT
 from runstead.model.errors import BackendFailure, Invalid, NotRunning, Unavailable
 from runstead.model.hardware import Machine
 from runstead.model.launches import AttemptState, ExitRecord, Handle, Launch, Observation, Usage
-from runstead.node import cgroups, launcher, places, removal, rundir, syscalls
+from runstead.node import ahead, cgroups, launcher, places, removal, rundir, syscalls
 from runstead.node.request import NO_NETWORK, Container, EngineContainer, Request, View
 
 # All that work in this way: one finds the attempts of another again when the server was told to use it instead.
@@ -89,6 +90,9 @@ class NativeExecutor(Executor):
         self._node = self._data_dir / "node"
         self._settings = settings
         self._launcher = Launcher(self._data_dir)
+        self._prepared = Prepared(self._launcher)
+        self._prepared_count = 0  # that were ever made
+        self._prepared_kinds = 0  # that were wanted last
         self._attempts = Attempts(self._node)
         self._watching = Watching(self._node, self._attempts, wake)
         self._insides = Insides(self._attempts)
@@ -164,6 +168,7 @@ class NativeExecutor(Executor):
         """Let go of everything in this process; the launcher leaves too when there is no attempt left."""
         self._watching.close()
         self._insides.close()
+        await self._let_go(self._prepared.drop({}))
         idle = await asyncio.to_thread(self._is_idle)
         if self._network is not None:
             await self._network.close(remove=idle)
@@ -203,8 +208,12 @@ class NativeExecutor(Executor):
         request = self._request(launch, root)
         if self._network is None and launch.egress is not None and self._settings.network != "none":
             raise Invalid("what a job may reach can only be limited where it has a network of its own", "egress")
+        made = self._take(name, request) if launch.group is None else None
         if self._network is not None:
-            request.network, request.address = await self._network.claim(name, launch.namespace)
+            if made is not None:
+                request.network, request.address = self._network.rename(made.name, name)
+            else:
+                request.network, request.address = await self._network.claim(name, launch.namespace)
             if launch.egress is not None:
                 try:
                     request.hosts = [*request.hosts, *await self._network.confine(name, launch.egress)]
@@ -213,13 +222,62 @@ class NativeExecutor(Executor):
                     raise
             if launch.group is not None:
                 show_hosts(request, await self._network.join(name, launch.group, own_hosts(request)))
-        await self._ask(request, name)
+        if made is None or not await self._start_in(made, request):
+            await self._ask(request, name)
         facts = self._attempts.facts(name)
         self._watching.watch(name, facts)
         handle = self._handle(name, facts)
         if self._network is not None and request.address not in (None, handle.data["address"]):
             await self._network.release(name)  # another server was faster, with a network of its own
         return handle
+
+    def _take(self, name: str, request: Request) -> Waiting | None:
+        """Return a container that was prepared for such a job, if there is one."""
+        if not fits(request) or (self._network is not None and self._network.has(name)):
+            return None
+        return self._prepared.take(key_of(request))
+
+    async def _start_in(self, made: Waiting, request: Request) -> bool:
+        """Start an attempt in a prepared container; False when that died."""
+        answer = await made.ask(request)
+        if answer is not None and not answer["ok"]:
+            raise Unavailable(f"the job could not be started yet: {answer['error']}")
+        return answer is not None
+
+    async def keep_prepared(self, wanted: Sequence[tuple[Launch, int]]) -> list[int]:
+        """See Executor."""
+        requests: list[tuple[Request, int]] = []
+        for number, (launch, count) in enumerate(wanted, 1):  # their images are held as those of probes, by number
+            named = replace(launch, job_id=PROBE_ID, attempt=number)
+            requests.append((self._request(named, await self._root(named)), count))
+        await self._let_go(self._prepared.drop({key_of(request): count for request, count in requests}))
+        await asyncio.to_thread(ahead.sweep, str(self._node))  # what those left that were killed
+        for number in range(len(wanted) + 1, self._prepared_kinds + 1):
+            self._forget(self._name(PROBE_ID, number))
+        self._prepared_kinds = len(wanted)
+        for request, count in requests:
+            if fits(request) and self._prepared.counts().get(key_of(request), 0) < count:
+                await self._prepare_one(request)
+                break
+        there = self._prepared.counts()
+        return [there.get(key_of(request), 0) for request, _ in requests]
+
+    async def _prepare_one(self, request: Request) -> None:
+        self._prepared_count += 1
+        name = ahead_name(self._prepared_count)
+        try:
+            if self._network is not None:
+                request.network, request.address = await self._network.claim(name)
+            await self._prepared.make(name, request)
+        except BaseException:
+            await self._let_go([name])
+            raise
+
+    async def _let_go(self, names: Sequence[str]) -> None:
+        """Give back what prepared containers held that nobody gets."""
+        for name in names:
+            if self._network is not None:
+                await self._network.release(name)
 
     async def poll(self, handles: Sequence[Handle]) -> list[Observation]:
         """See Executor."""
@@ -301,6 +359,7 @@ class NativeExecutor(Executor):
         for name in ("", "attempts", "namespaces", "empty", "root"):
             (self._node / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._node / "empty").chmod(0o755)
+        ahead.sweep(str(self._node))
         self._presence = os.open(self._node / "servers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._presence, fcntl.LOCK_SH)
         instance = self._node / "instance"

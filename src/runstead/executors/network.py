@@ -38,6 +38,7 @@ _UNCLAIMED_SECONDS = 60.0
 _LOOK_SECONDS = 60.0  # between two looks at what names mean that jobs may reach
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _INSIDE_INDEX = 2
+_AHEAD = "ahead-"
 _OWNED = ".of"  # ends the name of the file that says whose attempts had a namespace
 
 
@@ -136,6 +137,17 @@ class JobNetwork:
                 raise Unavailable(f"no network for the job could be made: {error}") from error
         self._fill()
         return str(self._folder / self._used[name]), self._used[name]
+
+    def rename(self, name: str, new: str) -> tuple[str, str]:
+        """Give what `name` claimed to an attempt that has none, and return it as `claim` does."""
+        address = self._used[name]
+        (self._folder / f"{address}.used").write_text(new, encoding="ascii")  # in memory: does not wait
+        self._used[new] = self._used.pop(name)
+        return str(self._folder / address), address
+
+    def has(self, name: str) -> bool:
+        """Say whether an attempt claimed one."""
+        return name in self._used
 
     async def join(self, name: str, membership: Membership, own_hosts: str) -> Path:
         """Let an attempt that has a namespace reach its group, and be reached; return its hosts file."""
@@ -326,7 +338,7 @@ class JobNetwork:
         for path in list(self._folder.glob("*.used")):
             name = path.read_text(encoding="ascii")
             age = time.time() - path.stat().st_mtime
-            if (name and (attempts / name).is_dir()) or age < _UNCLAIMED_SECONDS:
+            if (name and (attempts / name).is_dir()) or (age < _UNCLAIMED_SECONDS and not is_left_over(name)):
                 self._used[name] = path.name.removesuffix(".used")
             else:
                 self._delete(path.name.removesuffix(".used"))
@@ -449,6 +461,16 @@ class JobNetwork:
         others = [link for link in Path("/sys/class/net").iterdir() if link.name.startswith(_BRIDGE_PREFIX)]
         if state.get("forwarding") == "0" and not others:
             _FORWARDING.write_text("0")
+
+
+def ahead_name(number: int) -> str:
+    """Return the name under which this process holds something for a job to come."""
+    return f"{_AHEAD}{os.getpid()}-{number}"
+
+
+def is_left_over(name: str) -> bool:
+    """Say whether something was held for a job to come by a process that is dead."""
+    return name.startswith(_AHEAD) and not Path("/proc", name.removeprefix(_AHEAD).partition("-")[0]).exists()
 
 
 def sweep(instance: str) -> None:

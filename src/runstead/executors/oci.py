@@ -22,14 +22,14 @@ from runstead.executors.native import NativeExecutor, NativeSettings, Root
 from runstead.executors.resolving import network_files
 from runstead.executors.snapshots import Snapshots
 from runstead.images.image import Image
-from runstead.model.errors import NotRunning, Unavailable, Unsupported
+from runstead.model.errors import Invalid, NotRunning, Unavailable, Unsupported
 from runstead.model.launches import Handle, Launch
-from runstead.node import disks, seccomp, syscalls
+from runstead.node import bundle, disks, seccomp, syscalls
 from runstead.node.request import Container
 
 _OLDEST_KERNEL = (5, 12)  # mount_setattr
 _NOT_FOUND = 127
-_NO_WAY_IN = "ports of jobs cannot be reached in containers that a runtime makes (executor.runtime)"
+_NO_WAY_IN = "there is no way into jobs in gVisor, whose processes are not this machine's (executor.runtime = runsc)"
 _SECCOMP = Path("/proc/sys/kernel/seccomp")
 _NO_FILTER = "no filter of system calls: this kernel has none, or we have none for its processors"
 _PROBE_DISK_BYTES = 16 << 20
@@ -149,6 +149,8 @@ class OciExecutor(NativeExecutor):
         raise Unavailable(f"containers are not possible here: {failure}; `--executor process` needs less")
 
     async def _root(self, launch: Launch) -> Root:
+        if not launch.argv and self._runtime and not bundle.is_entered(self._runtime):
+            raise Invalid(f"nothing would run in the job: {_NO_WAY_IN}", "command")
         image = self._images.find(launch.image) or await self._images.get(launch.image, lambda _line: None)
         self._images.hold(image, self._name(launch.job_id, launch.attempt))
         disk = await self._disk(launch.disk_bytes) if self._disks and launch.disk_bytes else None
@@ -193,16 +195,20 @@ class OciExecutor(NativeExecutor):
         missing = [] if self._filtered else [_NO_FILTER]
         if self._machine is not None and self._machine.gpus:
             missing += self._lacking_devices([gpu.id for gpu in self._machine.gpus])
-        if self._runtime:
-            found = replace(found, inside=False, compartments=False, ports=False, without_ports=_NO_WAY_IN)
+        if self._runtime and not bundle.is_entered(self._runtime):
+            found = replace(found, inside=False, ports=False, without_ports=_NO_WAY_IN)
         return replace(
             found,
             images=True,
             snapshots=not self._runtime,
+            prepared=not self._runtime,
             private_ids=self._private_ids,
             disk_limits=self._disks,
             missing=(*found.missing, *missing),
         )
+
+    def _can_divide(self) -> bool:
+        return not self._runtime and super()._can_divide()
 
     def _release_lost(self) -> None:
         """Give up images of attempts that were never started, because a server died just then."""
@@ -213,8 +219,8 @@ class OciExecutor(NativeExecutor):
 
     async def inside(self, handle: Handle) -> Inside:
         """See Executor."""
-        if self._runtime:
-            raise Unsupported(f"there is no way into containers that {self._runtime_name} makes (executor.runtime)")
+        if self._runtime and not bundle.is_entered(self._runtime):
+            raise Unsupported(_NO_WAY_IN)
         return await super().inside(handle)
 
     def _lacking_devices(self, gpu_ids: list[str]) -> list[str]:

@@ -535,6 +535,32 @@ class DockerSettings(Section):
     )
 
 
+_MOST_WARM = 100
+
+
+def _warm(value: tuple[str, ...]) -> tuple[str, ...]:
+    for one in value:
+        image, _, count = one.partition("=")
+        if not image.strip() or not count.strip().isdigit() or not 1 <= int(count) <= _MOST_WARM:
+            raise ValueError(f"should be IMAGE=COUNT, such as python:3.12=2, with a count from 1 to {_MOST_WARM}")
+    return value
+
+
+class SandboxSettings(Section):
+    """Sandboxes."""
+
+    warm: Annotated[Names, AfterValidator(_warm)] = Field(
+        default=(),
+        description="Containers that are made before anybody asks for them, as `python:3.12=2, ubuntu:24.04=1`: so "
+        "many of each image wait for the next sandbox of it. Each takes the room of one sandbox of the size that was "
+        "last asked for (at first `cpu-basic`), as long as no job needs it. Only with the `oci` executor.",
+    )
+
+    def counts(self) -> dict[str, int]:
+        """Return how many containers of each image are kept."""
+        return {image.strip(): int(count) for image, _, count in (one.partition("=") for one in self.warm)}
+
+
 class Settings(Section):
     """All settings of one server, effective and checked."""
 
@@ -546,6 +572,7 @@ class Settings(Section):
     proxy: ProxySettings = Field(default_factory=ProxySettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     images: ImageSettings = Field(default_factory=ImageSettings)
+    sandbox: SandboxSettings = Field(default_factory=SandboxSettings)
     schedules: ScheduleSettings = Field(default_factory=ScheduleSettings)
     flavors: dict[FlavorName, FlavorSettings] = Field(
         default_factory=dict[str, FlavorSettings],
@@ -571,6 +598,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "proxy": ProxySettings,
     "storage": StorageSettings,
     "images": ImageSettings,
+    "sandbox": SandboxSettings,
     "schedules": ScheduleSettings,
 }
 
@@ -691,6 +719,7 @@ __all__ = [
     "FlavorSettings",
     "ImageSettings",
     "JobsSettings",
+    "SandboxSettings",
     "Section",
     "ServerSettings",
     "Settings",

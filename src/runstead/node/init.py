@@ -16,6 +16,7 @@ import signal
 import socket
 
 from runstead.node import (
+    attendant,
     bundle,
     command,
     framing,
@@ -66,31 +67,44 @@ class Order:
         self.owner = owner  # the machine's id of the job's root user; None: our own
         self.groups = groups  # the control groups that this process is in: kind and directory
         # The open files that come with it: "output" and "inside", where the server asks for things to be done here,
-        # always; "users" a user namespace to enter, "network" likewise, "disk" a mount to write to.
+        # always, but for an order ahead; "users" a user namespace to enter, "network" likewise, "disk" a mount to
+        # write to.
         self.handed = handed
+
+    @property
+    def ahead(self) -> bool:
+        """Whether this says what root to make, and another order will say for which job."""
+        return "output" not in self.handed
 
 
 def run(control: socket.socket, orders: socket.socket) -> None:
-    """Be process 1 of a job; does not return. On `orders` come open files, then an Order."""
+    """Be process 1 of a job; does not return. On `orders` come open files, then an Order; two of them if one is ahead.
+
+    That the root of an order ahead is made is told as b"P".
+    """
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
-        word, fds, _, _ = socket.recv_fds(orders, 1, 5)
-        message = framing.receive(orders)
-        if not word or message is None:
-            raise _SupervisorGone
+        order, handed = _receive(orders)
+        made = order.ahead
+        if made:
+            imports.stop()
+            _make_root(order, handed)
+            control.send(b"P")
+            users_fd = {name: fd for name, fd in handed.items() if name == "users"}
+            order, handed = _receive(orders)
+            handed |= users_fd
         orders.close()
-        order = Order(**message)
-        handed = dict(zip(order.handed, fds, strict=True))
         output = handed.pop("output")
         os.set_inheritable(output, False)
         listener = socket.socket(fileno=handed.pop("inside"))
         os.set_inheritable(listener.fileno(), False)
         if order.request.container is not None and order.request.container.runtime:
-            listener.close()  # nothing is done inside by us
-            _have_run(order, order.request.container, handed, output, control)
+            _have_run(order, order.request.container, handed, output, control, listener)
             os._exit(0)
         imports.stop()
+        if not made:
+            _make_root(order, handed)
         _enter(order, handed, control)
         user = _prepare(order, output)
         ground = Ground(
@@ -121,7 +135,24 @@ def run(control: socket.socket, orders: socket.socket) -> None:
     os._exit(0)
 
 
-def _have_run(order: Order, container: Container, handed: dict[str, int], output: int, control: socket.socket) -> None:
+def _receive(orders: socket.socket) -> tuple[Order, dict[str, int]]:
+    """Return the next order and the open files that come with it."""
+    word, fds, _, _ = socket.recv_fds(orders, 1, 5)
+    message = framing.receive(orders)
+    if not word or message is None:
+        raise _SupervisorGone
+    order = Order(**message)
+    return order, dict(zip(order.handed, fds, strict=True))
+
+
+def _have_run(
+    order: Order,
+    container: Container,
+    handed: dict[str, int],
+    output: int,
+    control: socket.socket,
+    listener: socket.socket,
+) -> None:
     """Have the command run by an OCI runtime, from beginning to end."""
     priority.give_up()
     network = handed.pop("network", None) if bundle.makes_networks(container.runtime) else None
@@ -135,7 +166,7 @@ def _have_run(order: Order, container: Container, handed: dict[str, int], output
         return
     os.close(output)
     control.send(b"R")
-    status = bundle.attend(child, control, order.request, container.runtime)
+    status = attendant.attend(child, control, order.request, container, order.environment, listener)
     if status is not None:
         control.send(b"X%d" % status)
 
@@ -144,8 +175,8 @@ class _SupervisorGone(Exception):
     """Nobody is there to report to."""
 
 
-def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None:
-    """Enter what is the job's own and leave everything that the command must not have."""
+def _make_root(order: Order, handed: dict[str, int]) -> None:
+    """Enter the job's mounts and network, and make its root directory."""
     request, owner = order.request, order.owner
     _enter_network(request, handed)
     if request.container is not None:
@@ -153,6 +184,13 @@ def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None
         image.build(request, request.container, _foundation(order, handed))
     elif request.view is not None:
         machine.build(request, request.view, order.folder, order.mount_point, order.shared, order.empty, owner)
+
+
+def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None:
+    """Take what is the job's own and leave everything that the command must not have."""
+    request, owner = order.request, order.owner
+    if request.container is not None:
+        image.write_files(request, request.container, owner)
     namespaces.name_host(request.job_id)
     if "users" in handed:
         if owner is not None:

@@ -20,6 +20,7 @@ import sys
 import time
 
 from runstead.node import cgroups, framing, rundir, supervise, syscalls
+from runstead.node.ahead import Ahead, NotMade, await_request
 from runstead.node.inside import agent
 from runstead.node.request import ENGINE, Request
 from runstead.node.seed import Seed
@@ -189,18 +190,41 @@ def _become_supervisor() -> None:
 
 def _handle(connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
     message = framing.receive(connection)
-    if message is not None and message.get("op") == "start":
+    if message is not None and message.get("op") in ("start", "prepare"):
         request = Request.from_message(message)
         if seed is None or (request.isolation, request.cgroups) == (seed.isolation, seed.places):
-            _start(request, connection, data_dir, seed)
+            if message["op"] == "start":
+                _start(request, connection, data_dir, seed)
+            else:
+                _prepare(request, connection, data_dir, seed)
             return
         connection.sendall(framing.encode({"ok": False, "again": True, "error": "prepared for other settings"}))
     if seed is not None:
         seed.discard()
     if message is not None and message.get("op") == "leave":
         os.kill(os.getppid(), signal.SIGTERM)
-    if message is not None and message.get("op") != "start":
+    if message is not None and message.get("op") not in ("start", "prepare"):
         connection.sendall(framing.encode({"ok": True}))
+
+
+def _prepare(request: Request, connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
+    """Make a container ahead of its job, and start the job that comes for it."""
+    try:
+        seed = seed or Seed(request.isolation, request.cgroups, f"{cgroups.SPARE}{os.getpid()}")
+        try:
+            Ahead(request, data_dir, seed)
+        except BaseException:
+            seed.discard()
+            raise
+    except (NotMade, OSError) as error:
+        connection.sendall(framing.encode({"ok": False, "error": str(error)}))
+        return
+    connection.sendall(framing.encode({"ok": True}))
+    message = await_request(connection, seed)
+    if message is None:
+        seed.discard()
+        return
+    _start(Request.from_message(message), connection, data_dir, seed)
 
 
 def _start(request: Request, connection: socket.socket, data_dir: str, seed: Seed | None) -> None:

@@ -14,7 +14,14 @@ from runstead.node.namespaces import UserNamespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Held(Protocol):
+        """What belongs to a seed and goes with it."""
+
+        def discard(self) -> None:
+            """Give it back."""
+            ...
 
 
 class Seed:
@@ -26,6 +33,7 @@ class Seed:
         self.group = cgroups.Group(places, group)
         self.talk, their_talk = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._orders, their_orders = socket.socketpair()
+        self.ahead: Held | None = None  # what was made for a job to come (`ahead.py`)
         self.users = UserNamespace() if isolation == "root" else None  # for the ids of an owner that is not known yet
         if isolation == "user":
             _enter_user_namespace()
@@ -40,11 +48,12 @@ class Seed:
         priority.raise_for(self.pid)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
-    def order(self, order: "dict[str, Any]", fds: list[int]) -> None:
+    def order(self, order: "dict[str, Any]", fds: list[int], *, last: bool = True) -> None:
         """Tell it what to become."""
         socket.send_fds(self._orders, [b"O"], fds)
         self._orders.sendall(framing.encode(order))
-        self._orders.close()
+        if last:
+            self._orders.close()
 
     def discard(self) -> None:
         """End it unused."""
@@ -53,6 +62,8 @@ class Seed:
             os.waitpid(self.pid, 0)
         except (ProcessLookupError, ChildProcessError):
             pass
+        if self.ahead is not None:
+            self.ahead.discard()
         self.group.remove()
 
 

@@ -14,12 +14,13 @@ import socket
 import time
 
 from runstead.node import cgroups, command, environments, framing, places, processes, rundir, syscalls, venv
+from runstead.node.ahead import Ahead, Site, first_order
 from runstead.node.compartments import Attempt, Divider
 from runstead.node.disks import Disk
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.ground import Ground
 from runstead.node.logwriter import READ_BYTES, LogWriter
-from runstead.node.request import NO_NETWORK, Request
+from runstead.node.request import Request
 from runstead.node.seed import Seed
 
 # A follower must see a line within 20 ms: the server is told of new lines this often at most.
@@ -130,51 +131,35 @@ class Supervisor:
         request = self._request
         private = request.isolation == "root" and (request.container is None or request.container.private_ids)
         user = places.first_id(self._data_dir, request.namespace) if private else None
-        shared = places.prepare_shared(self._data_dir, request.namespace, user)
         self._output, writer = _pipe(user)
         self._group.create(
             cpu_millicores=request.cpu_millicores, memory_bytes=request.memory_bytes, pids_limit=request.pids_limit
         )
         if request.isolation == "none":
-            self._start_plain(shared, writer)
+            self._start_plain(places.prepare_shared(self._data_dir, request.namespace, user), writer)
         else:
-            self._start_isolated(user, shared, writer)
+            self._start_isolated(writer)
             if request.isolation == "root":
                 self._divider = Divider(Attempt(self._path, request, self._group, self._child, user))
         os.close(writer)
 
-    def _start_isolated(self, user: int | None, shared: str, writer: int) -> None:
+    def _start_isolated(self, writer: int) -> None:
         request = self._request
-        node = os.path.join(self._data_dir, "node")
         if self._seed is None:
             name = rundir.attempt_name(request.job_id, request.attempt)
             self._seed = Seed(request.isolation, request.cgroups, name)
         self._talk, self._child = self._seed.talk, self._seed.pid
-        listener = listen(self._path)
-        fds = {"output": writer, "inside": listener.detach()}
-        if user is not None and self._seed.users is not None:
-            self._seed.users.map(user, places.IDS)
-            fds["users"] = self._seed.users.fd
-        if request.network is not None and request.network != NO_NETWORK:
-            fds["network"] = os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
-        if request.container is not None and request.container.disk is not None:
-            self._disk = Disk(request.container.disk)
-            fds["disk"] = self._disk.fd
-        order = {
-            "request": {**request.to_message(), "environment": None},
-            "environment": self._environment(),
-            "folder": os.path.join(self._path, rundir.FILES),
-            "mount_point": os.path.join(node, "root"),
-            "shared": shared,
-            "empty": os.path.join(node, "empty"),
-            "owner": user,
-            "groups": self._group.paths,
-            "handed": list(fds),
-        }
-        self._seed.order(order, list(fds.values()))
-        for name, fd in fds.items():
-            if name not in ("output", "disk"):
-                os.close(fd)
+        files = os.path.join(self._path, rundir.FILES)
+        made = self._seed.ahead if isinstance(self._seed.ahead, Ahead) else None
+        if made is not None:
+            os.rename(made.folder, files)
+        site = made.site if made is not None else Site(request, self._data_dir, self._seed)
+        self._disk = site.disk
+        fds = {"output": writer, "inside": listen(self._path).detach(), **site.fds}
+        order = first_order(request, site, files, os.path.join(self._data_dir, "node"), self._seed)
+        self._seed.order({**order, "environment": self._environment(), "handed": list(fds)}, list(fds.values()))
+        os.close(fds["inside"])
+        site.close_handed()
         self._expect(b"R")
 
     def _expect(self, word: bytes) -> None:
