@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -75,12 +76,25 @@ def _oci(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
     return OciExecutor(data_dir, settings, OneImage(), wake)
 
 
+def _runtime(name: Literal["crun", "runc"]) -> Callable[[Path, Callable[[str, str], None]], Executor]:
+    def build(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed")
+        settings = OciSettings(NativeSettings(grace_seconds=1.0, pids_limit=600), runtime=name)
+        return OciExecutor(data_dir, settings, OneImage(), wake)
+
+    return build
+
+
 def _docker(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
     native = NativeSettings(network="none", grace_seconds=1.0, pids_limit=600)
     socket = Path(os.environ[engines.SOCKET])  # told in this way to other processes of a test, too
     return DockerExecutor(data_dir, DockerSettings(native, socket=socket, ulimits=engines.ULIMITS), wake)
 
 
+# Where the container is not of our making, the agent inside has another way in; the rest is as elsewhere, or tested in
+# `test_containers.py`.
+_INSIDE = ("test_inside_attempts", "test_inside_files", "test_inside_ports", "test_inside_programs")
 # Of an engine's containers less can be promised: no signal's number, only exit codes, and not whether a command
 # that is missing was never executed or ended with a shell's code, nor the order of lines on two streams. Some of the
 # rest needs a network, or uv in the image.
@@ -108,10 +122,7 @@ _DOCKER = (
     "test_times_never_go_back_behind_an_earlier_attempt",
     "test_a_line_wakes_at_once",
     "test_secrets_are_with_the_job_only",
-    "test_inside_attempts",
-    "test_inside_files",
-    "test_inside_ports",
-    "test_inside_programs",
+    *_INSIDE,
 )
 _IMAGE = "python:3.12"  # what every launch here names
 
@@ -119,6 +130,8 @@ ROWS = [
     Row("process-full", _process("full"), True, _process_supervisor, _process_launcher, _process_abandon),
     Row("oci", _oci, True, _process_supervisor, _process_launcher, _process_abandon),
     Row("process-plain", _process("none"), False, _process_supervisor, _process_launcher, _process_abandon),
+    Row("oci-crun", _runtime("crun"), True, _process_supervisor, _process_launcher, _process_abandon, _INSIDE),
+    Row("oci-runc", _runtime("runc"), True, _process_supervisor, _process_launcher, _process_abandon, _INSIDE),
     Row("docker", _docker, True, _process_supervisor, _process_launcher, _process_abandon, _DOCKER),
 ]
 

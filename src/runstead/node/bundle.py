@@ -8,11 +8,8 @@ runtime makes the rest, from a bundle: an overlay of the image's layers and a de
 import base64
 import json
 import os
-import select
-import signal
-import socket
 
-from runstead.node import command, namespaces, seccomp, syscalls, users
+from runstead.node import command, namespaces, pause, seccomp, syscalls, users
 from runstead.node.inside import imports
 from runstead.node.request import NO_NETWORK
 from runstead.node.roots import image
@@ -86,8 +83,14 @@ def start(
     os.mkdir(f"{_STAGE}/bundle", 0o700)
     with open(f"{_STAGE}/bundle/config.json", "w", encoding="utf-8") as file:
         json.dump(described, file)
-    options = _options(container.runtime, request.network)
-    argv = [container.runtime, *options, "run", "--bundle", f"{_STAGE}/bundle", request.job_id]
+    argv = [
+        container.runtime,
+        *options(container.runtime, request.network),
+        "run",
+        "--bundle",
+        f"{_STAGE}/bundle",
+        request.job_id,
+    ]
     return command.spawn(argv, {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, output)
 
 
@@ -130,11 +133,25 @@ def _bind(
     found = [
         {"destination": "/sys", "source": f"{_STAGE}/sys", "options": ["rbind", "ro", "nosuid", "noexec", "nodev"]}
     ]
+    if not request.argv:
+        found.append(_bring_pause(base.stage))
     os.mkdir(f"{base.stage}/binds")
     for number, (source, target, options) in enumerate(wanted):
         _attach(source, f"{base.stage}/binds/{number}")
         found.append({"destination": target, "source": f"{_STAGE}/binds/{number}", "options": options})
     return [{"type": "bind", **one} for one in found]
+
+
+def _bring_pause(stage: str) -> "dict[str, Any]":
+    """Bring what stays in a container without a command; return how it gets there."""
+    program = pause.program(os.uname().machine)
+    if program is None:
+        reason = f"nothing can stay in a container without a command on {os.uname().machine}"
+        raise NotExecuted({"message": reason, "code": None})
+    with open(f"{stage}/pause", "wb") as file:
+        file.write(program)
+        os.fchmod(file.fileno(), 0o755)
+    return {"destination": pause.PATH, "source": f"{_STAGE}/pause", "options": ["bind", "ro", "nosuid", "nodev"]}
 
 
 def _attach(source: str, target: str) -> None:
@@ -154,25 +171,12 @@ def _show_stage(stage: str) -> None:
     os.close(tree)
 
 
-def attend(child: int, control: socket.socket, request: "Request", runtime: str) -> int | None:
-    """Wait until the runtime ends; return its status as waitpid would tell the command's. None: nobody asks."""
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    ended = os.pidfd_open(child)
-    poll.register(ended, select.POLLIN)
-    while True:
-        for fd, _event in poll.poll():
-            if fd == ended:
-                return _status(os.waitpid(child, 0)[1])
-            word = control.recv(16)
-            if not word:
-                return None
-            if word != b"T":
-                return signal.SIGKILL  # our end is the end of all
-            _ask_to_end(child, request, runtime)
+def is_entered(runtime: str) -> bool:
+    """Say whether the container's processes are the machine's, so that we can go in. Those of gVisor are its own."""
+    return os.path.basename(runtime) != "runsc"
 
 
-def _options(runtime: str, network: str | None) -> list[str]:
+def options(runtime: str, network: str | None) -> list[str]:
     """Return what this runtime has to be told about its surroundings."""
     state = ["--root", f"{_STAGE}/state"]
     match os.path.basename(runtime):
@@ -183,25 +187,6 @@ def _options(runtime: str, network: str | None) -> list[str]:
             return [*state, "--ignore-cgroups", f"--network={kind}"]
         case _:  # runc makes control groups of its own below ours, whose limits hold for them
             return state
-
-
-def _ask_to_end(child: int, request: "Request", runtime: str) -> None:
-    if os.path.basename(runtime) == "runsc":  # its processes are not those of the job
-        argv = [runtime, *_options(runtime, NO_NETWORK), "kill", "--all", request.job_id, "TERM"]
-        os.posix_spawn(runtime, argv, {"PATH": os.defpath})
-        return
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) not in (os.getpid(), child):
-            try:
-                os.kill(int(name), signal.SIGTERM)
-            except ProcessLookupError:
-                continue
-
-
-def _status(status: int) -> int:
-    """Turn the runtime's 128 + n into what it stands for: the command was killed by signal n."""
-    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
-    return code - 128 if code > 128 and code - 128 in signal.valid_signals() else status
 
 
 def _inside(root: str, act: "Callable[[], dict[str, Any]]") -> "dict[str, Any]":
@@ -240,7 +225,7 @@ def _visit(
     if container.libraries and owner is not None:
         _learn(container, owner)
     try:
-        found = command.find(request.argv, environment)
+        found = command.find(request.argv, environment) if request.argv else pause.PATH
     except OSError as error:
         return command.explain(request.argv, environment, folder, error)
     return {"uid": user.uid, "gid": user.gid, "groups": user.groups, "home": user.home, "path": found}
@@ -287,7 +272,7 @@ def _describe(
         "process": {
             "terminal": False,
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
-            "args": request.argv,
+            "args": request.argv or [pause.PATH],
             "env": [f"{name}={value}" for name, value in environment.items()],
             "cwd": container.working_dir or "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
