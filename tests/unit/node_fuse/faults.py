@@ -13,8 +13,8 @@ Mode = Callable[[str, str], str]
 class Proxy:
     """Hands requests on. `mode` says, of a method and a path, what becomes of one.
 
-    "pass"; "503"; "stall": no answer; "cut": half of it; "flip": a wrong byte in it; "hold": the same when its event,
-    which is put into `held`, is set.
+    "pass"; a status as "503"; "stall": no answer; "cut": half of it; "flip": a wrong byte in it; "hold": the same when
+    its event, which is put into `held`, is set.
     """
 
     def __init__(self, target: str) -> None:
@@ -44,8 +44,8 @@ class Proxy:
                 body = self.rfile.read(length) if length else None
                 mode = proxy.mode(self.command, self.path)
                 proxy.requests.append(f"{self.command} {self.path}")
-                if mode == "503":
-                    self.send_response(503)
+                if mode.isdigit():
+                    self.send_response(int(mode))
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return

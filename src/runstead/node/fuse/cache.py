@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Callable
 
 from runstead.node.fuse.source import EMPTY, Content, Piece, Source
 from runstead.node.fuse.workers import Workers
@@ -77,6 +78,8 @@ class Cache:
         """Give back what `take` returned."""
         with self._lock:
             file.users -= 1
+            if file.users == 0 and not file.filled_bytes and not file.whole and not file.is_busy():
+                file.bad = True  # nothing came
             if file.users == 0 and (file.whole or file.bad):
                 self._forget(file)
         self._shrink(0)
@@ -110,6 +113,11 @@ class Cache:
             file.whole = True
             if file.users == 0:
                 self._forget(file)
+
+    @property
+    def limit_bytes(self) -> int:
+        """How large it may be."""
+        return self._limit
 
     def has_whole(self, content: Content) -> bool:
         """Whether nothing of this content would have to be fetched."""
@@ -285,16 +293,37 @@ class CachedFile:
     def _fetch(self, claim: _Claim, source: Source) -> None:
         start, end = claim.start * BLOCK, min(claim.end * BLOCK, self.content.size)
         try:
-            source.fetch(self.content, start, end, _Filling(self, start, end).take)
+            source.fetch(self.content, start, end, Filling(self, start, end).take)
         except OSError as error:
             claim.error = error
         except Exception as error:
             claim.error = OSError(errno.EIO, repr(error))
         with self._changed:
-            last = self._missing == 0
             if claim.error is None and not all(self._here[claim.start : claim.end]):
                 claim.error = OSError(errno.EIO, "the store sent less than it announced")
-        if last:
+        self._settle(claim)
+
+    def reserve(self) -> Callable[[], None] | None:
+        """Claim all of a file that nobody fetches yet; return how to let go, be it filled by then or not.
+
+        Who waits for a file that was not filled fetches it himself.
+        """
+        with self._changed:
+            if self.whole or self.bad or self._claims or self.filled_bytes:
+                return None
+            claim = _Claim(0, self._blocks)
+            for index in range(self._blocks):
+                self._claims[index] = claim
+        return lambda: self._settle(claim)
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether all of it is here, be it verified or not."""
+        return self._missing == 0
+
+    def _settle(self, claim: _Claim) -> None:
+        """What was claimed is here, or will not come."""
+        if self._missing == 0:
             self._verify()
         with self._changed:
             for index in range(claim.start, claim.end):
@@ -336,7 +365,7 @@ class CachedFile:
                 self.bad = True
 
 
-class _Filling:
+class Filling:
     """Puts the chunks of one fetch into the file and tells of blocks that are full."""
 
     def __init__(self, file: CachedFile, start: int, end: int) -> None:
@@ -348,6 +377,7 @@ class _Filling:
         self._seen: set[int] = set()
 
     def take(self, piece: Piece) -> None:
+        """Put a chunk where it belongs."""
         offset, data, name = piece
         if offset in self._seen:
             return  # fetched again, after an interruption

@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable
 
 from runstead.node.fuse import protocol
+from runstead.node.fuse.ahead import SMALL_BYTES, Ahead
 from runstead.node.fuse.backing import Backing
-from runstead.node.fuse.cache import Cache
+from runstead.node.fuse.cache import Cache, CachedFile
 from runstead.node.fuse.device import Device
 from runstead.node.fuse.journal import Journal
 from runstead.node.fuse.nodelog import NodeLog
@@ -63,6 +64,7 @@ class Files:
         self._journal = journal
         self._staging = staging
         self._cache = cache
+        self._ahead = Ahead(source, cache)
         self._log = log
         self._lock = lock
         self.wake = wake  # there may be something to upload
@@ -154,6 +156,8 @@ class Files:
             raise OSError(errno.ESTALE, "the file is no more")
         cached = self._cache.take(content)
         try:
+            if content.size <= SMALL_BYTES:
+                self._read_ahead(request, node, content, cached)
             if not cached.whole and content.size <= _FILLED_AT_OPEN:
                 request.wait_here()
                 cached.fill(self._source)
@@ -166,6 +170,13 @@ class Files:
             raise
         self._cache.drop(cached)
         return self._open_to_read(request, node)
+
+    def _read_ahead(self, request: Request, node: Node, content: Content, cached: CachedFile) -> None:
+        with self._lock:
+            if cached.whole:
+                self._ahead.opened(content)
+            elif request.may_wait and not cached.is_busy():
+                self._ahead.missed(node)
 
     def _hand_out(self, request: Request, node: Node, backing: Backing, *, writes: bool) -> bytes:
         """Return the answer to OPEN; the lock is held."""

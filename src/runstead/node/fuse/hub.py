@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import quote, urljoin
 
 from runstead.node.fuse.source import EMPTY, Change, Changed, Content, Folder, Piece, Source
@@ -36,6 +37,7 @@ class Hub(Source):
         self._patience = patience
         self._headers = {"Authorization": f"Bearer {token}"}
         self._cas: tuple[str, str, float] | None = None
+        self._lists_many = True  # as far as is known
 
     def renew(self, token: str) -> None:
         """Use another token from now on."""
@@ -100,7 +102,34 @@ class Hub(Source):
                 self._cas = None
                 raise Transient("the token for content was refused") from error
             raise
-        unpacker = Unpacker(plan, start, take)
+        self._read(Unpacker(plan, start, take))
+
+    def fetch_many(self, contents: Sequence[Content], take: Callable[[Content, Piece], None]) -> None:
+        """Hand over the chunks of several small files."""
+        named = {hash_to_text(content.file_hash): content for content in contents}
+        plan = self._plan_many(list(named)) if self._lists_many else None
+        if plan is not None:
+            self._read(Unpacker.of_files(plan, lambda name, piece: take(named[name], piece)))
+            return
+        for content in contents:
+            self._fetch(content, 0, content.size, partial(take, content))
+
+    def _plan_many(self, names: "list[str]") -> "dict[str, Any] | None":
+        """Ask where the files are; None for a store that tells of one at a time only."""
+        cas_url, token = self._cas_token()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        body = json.dumps([{"prefix": "default", "hash": name} for name in names]).encode()
+        try:
+            return self._web.json("POST", f"{cas_url}/v2/reconstructions", headers, body)
+        except Refused as error:
+            if error.status == 401:
+                self._cas = None
+            if error.status not in (404, 405, 501):
+                raise
+            self._lists_many = False
+            return None
+
+    def _read(self, unpacker: Unpacker) -> None:
         buffer = memoryview(bytearray(_READ_BYTES))
         for part in unpacker.parts():
             try:

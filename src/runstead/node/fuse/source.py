@@ -59,6 +59,13 @@ class Source(ABC):
         """Hand over the chunks that hold these bytes, each as often as it occurs, nearly in order."""
 
     @abstractmethod
+    def fetch_many(self, contents: Sequence[Content], take: Callable[[Content, Piece], None]) -> None:
+        """Hand over the chunks of several small files, whole, in whatever order; what is missing is left out.
+
+        It is tried only once: nobody has asked for them yet.
+        """
+
+    @abstractmethod
     def apply(self, changes: Sequence[Change]) -> list[tuple[str, str]]:
         """Carry out changes, all at once, their content being uploaded; return (path, reason) of the refused."""
 

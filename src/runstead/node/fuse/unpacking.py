@@ -4,8 +4,10 @@ A range of a xorb is read once, however many terms refer to it; each chunk is ha
 Memory: one chunk.
 """
 
+import bisect
 import errno
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from runstead.node.fuse.source import Piece
@@ -17,6 +19,8 @@ from runstead.xet.xorb_layout import CHUNK_HEADER_BYTES, MAX_CHUNK_BYTES, MAX_PA
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    _File = tuple[list[dict[str, Any]], int, Callable[[Piece], None]]  # its terms, where the first is, whom to tell
 
 
 class Part(NamedTuple):
@@ -30,12 +34,13 @@ class Part(NamedTuple):
 class _Term:
     """Where the chunks of a part go: those from `start` up to `end`, the first of them at `offset` of the file."""
 
-    __slots__ = ("end", "offset", "start")
+    __slots__ = ("end", "offset", "start", "take")
 
-    def __init__(self, start: int, end: int, offset: int) -> None:
+    def __init__(self, start: int, end: int, offset: int, take: Callable[[Piece], None]) -> None:
         self.start = start
         self.end = end
         self.offset = offset
+        self.take = take
 
 
 class _Range(NamedTuple):
@@ -50,20 +55,31 @@ class Unpacker:
 
     def __init__(self, plan: "dict[str, Any]", start: int, take: Callable[[Piece], None]) -> None:
         """`start` is where in the file the range begins that was asked for. Raises OSError for a broken plan."""
-        self._take = take
+        self._prepare(plan, lambda: [(plan["terms"], start - int(plan["offset_into_first_range"]), take)])
+
+    @classmethod
+    def of_files(cls, plan: "dict[str, Any]", take: Callable[[str, Piece], None]) -> "Unpacker":
+        """Read several whole files; `take` is told the hash of each. Raises OSError for a broken plan."""
+        unpacker = cls.__new__(cls)
+        unpacker._prepare(plan, lambda: [(terms, 0, partial(take, name)) for name, terms in plan["files"].items()])
+        return unpacker
+
+    def _prepare(self, plan: "dict[str, Any]", files: "Callable[[], list[_File]]") -> None:
         self._decompressor = Decompressor()
         self._rest = bytearray()
         self._chunk = self._end = 0
-        self._terms: list[_Term] = []
+        self._terms: list[_Term] = []  # from the last to the first
+        self._wanted: list[_Term] = []  # those that the next chunk may belong to
         try:
-            self._ranges = _ranges(plan, start)
+            self._ranges = _ranges(plan, files())
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise OSError(errno.EIO, f"the store's plan of a file is broken: {error!r}") from error
 
     def parts(self) -> Iterator[Part]:
         """Yield what is to be read."""
         for part, first, end, terms in self._ranges:
-            self._chunk, self._end, self._terms = first, end, terms
+            self._chunk, self._end, self._wanted = first, end, []
+            self._terms = sorted(terms, key=lambda term: -term.start)
             self._rest.clear()
             yield part
 
@@ -104,36 +120,47 @@ class Unpacker:
         if header & 0xFF or stored > MAX_PAYLOAD_BYTES or not 0 < length <= MAX_CHUNK_BYTES or self._chunk >= self._end:
             raise OSError(errno.EIO, "the store sent a broken chunk")
         end = CHUNK_HEADER_BYTES + stored
+        while self._terms and self._terms[-1].start <= self._chunk:
+            self._wanted.append(self._terms.pop())
+        self._wanted = [term for term in self._wanted if self._chunk < term.end]
+        self._chunk += 1
+        if not self._wanted:
+            return data[end:]  # between two parts that are read as one
         try:
             content = memoryview(self._decompressor.unpack(data[CHUNK_HEADER_BYTES:end], scheme, length))
         except InvalidChunk as error:
             raise OSError(errno.EIO, f"the store sent a broken chunk: {error}") from error
         name = chunk_hash(content)
-        for term in self._terms:
-            if term.start <= self._chunk < term.end:
-                self._take(Piece(term.offset, content, name))
-                term.offset += length
-        self._chunk += 1
+        for term in self._wanted:
+            term.take(Piece(term.offset, content, name))
+            term.offset += length
         return data[end:]
 
 
-def _ranges(plan: "dict[str, Any]", start: int) -> list[_Range]:
-    found: dict[tuple[str, int], _Range] = {}
-    offset = start - int(plan["offset_into_first_range"])
-    for term in plan["terms"]:
-        first, end = int(term["range"]["start"]), int(term["range"]["end"])
-        for group in plan["xorbs"][term["hash"]]:
-            for one in group["ranges"]:
-                low, high = int(one["chunks"]["start"]), int(one["chunks"]["end"])
-                if low <= first and end <= high:
-                    part = Part(str(group["url"]), int(one["bytes"]["start"]), int(one["bytes"]["end"]))
-                    place = found.setdefault((str(term["hash"]), low), _Range(part, low, high, []))
-                    place.terms.append(_Term(first, end, offset))
-                    break
-            else:
-                continue
-            break
-        else:
-            raise ValueError("a term has no range")
-        offset += int(term["unpacked_length"])
-    return list(found.values())
+def _ranges(plan: "dict[str, Any]", files: "list[_File]") -> list[_Range]:
+    found: dict[str, list[_Range]] = {}
+    for xorb, groups in plan["xorbs"].items():
+        found[xorb] = [
+            _Range(
+                Part(str(group["url"]), int(one["bytes"]["start"]), int(one["bytes"]["end"])),
+                int(one["chunks"]["start"]),
+                int(one["chunks"]["end"]),
+                [],
+            )
+            for group in groups
+            for one in group["ranges"]
+        ]
+        found[xorb].sort(key=lambda place: place.first_chunk)
+    used: dict[int, _Range] = {}
+    for terms, start, take in files:
+        offset = start
+        for term in terms:
+            first, end = int(term["range"]["start"]), int(term["range"]["end"])
+            places = found[term["hash"]]
+            place = places[bisect.bisect_right(places, first, key=lambda place: place.first_chunk) - 1]
+            if not place.first_chunk <= first < end <= place.end_chunk:
+                raise ValueError("a term has no range")
+            place.terms.append(_Term(first, end, offset, take))
+            used.setdefault(id(place), place)
+            offset += int(term["unpacked_length"])
+    return list(used.values())
