@@ -275,7 +275,7 @@ class ExecutorSettings(Section):
         default="native",
         description="What makes containers. `native` is the server itself, the fastest. The others are OCI runtimes, "
         "which have to be installed; `runsc` (gVisor) gives jobs a kernel of their own, for code that is not trusted. "
-        "With a runtime there is no way into running jobs: no sandboxes, no exposed ports.",
+        "In gVisor there is no way into running jobs: no sandboxes, no exposed ports.",
     )
     shared_memory: Size = Field(
         default=67_108_864,
