@@ -12,8 +12,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import HfHubHTTPError, get_session
 
 from runstead.openenv.errors import EnvironmentDied, EnvironmentNotStarted
-
-log = logging.getLogger("runstead.openenv")
+from runstead.openenv.journal import write
 
 KEY_LABEL = "openenv-key"
 """The label that holds a key of the provider's own: by it a job is found whose creation was not answered."""
@@ -49,6 +48,7 @@ class RunningJob:
     id: str
     namespace: str
     urls: Mapping[int, str]  # port: its address, without a slash at the end
+    stage: str | None = None  # when it was created
 
 
 class HubJobs:
@@ -80,7 +80,8 @@ class HubJobs:
         reason: Exception | None = None
         for pause in _pauses(tries):
             if reason is not None:
-                log.warning("creating the environment's job failed; trying again in %.1f s: %s", pause, reason)
+                text = f"creating the environment's job failed; trying again in {pause:.1f} s: {reason}"
+                write(logging.WARNING, text, cause=_cause(reason))
                 time.sleep(pause)
                 found = self._find(key)
                 if found is not None:
@@ -123,17 +124,28 @@ class HubJobs:
         try:
             found = list(self._api.list_jobs(labels={KEY_LABEL: key}, namespace=self._namespace))
         except Exception as error:
-            log.warning("the server could not be asked whether the job is there: %s", error)
+            text = f"the server could not be asked whether the job is there: {error}"
+            write(logging.WARNING, text, cause=_cause(error))
             return None
         return _running(found[0]) if found else None
 
     def check(self, job: RunningJob) -> str:
         """Return the stage of a job that is not over. Raises EnvironmentDied with its last words; network errors."""
         seen = self._api.inspect_job(job_id=job.id, namespace=job.namespace)
-        stage = str(getattr(seen.status.stage, "value", seen.status.stage))
+        stage = _stage(seen)
         if stage in _OVER:
             raise EnvironmentDied(job.id, stage, seen.status.message, self._last_lines(job))
         return stage
+
+    def death(self, job: RunningJob) -> EnvironmentDied | None:
+        """Return how a job ended; None while it goes on, or when the server cannot be asked."""
+        try:
+            self.check(job)
+        except EnvironmentDied as died:
+            return died
+        except Exception as error:
+            _warn(job, "could not be looked at", error)
+        return None
 
     def cancel(self, job: RunningJob, tries: int) -> bool:
         """End a job; never raises. False when the server could not be told."""
@@ -142,11 +154,12 @@ class HubJobs:
                 self._api.cancel_job(job_id=job.id, namespace=job.namespace)
             except HfHubHTTPError as error:
                 if _status(error) not in _RETRIED:  # it is over, or gone
-                    log.info("job %s needed no cancel: %s", job.id, error)
+                    text = f"job {job.id} needed no cancel: {error}"
+                    write(logging.INFO, text, job_id=job.id, cause=_cause(error))
                     return True
-                log.warning("job %s could not be cancelled yet: %s", job.id, error)
+                _warn(job, "could not be cancelled yet", error)
             except Exception as error:
-                log.warning("job %s could not be cancelled yet: %s", job.id, error)
+                _warn(job, "could not be cancelled yet", error)
             else:
                 return True
             time.sleep(pause)
@@ -159,7 +172,7 @@ class HubJobs:
             try:
                 answer = get_session().get(url, headers=self.headers(), timeout=_CALL_SECONDS)
             except Exception as error:
-                log.warning("no address for the port yet: %s", error)
+                _warn(job, "has no address for its port yet", error)
             else:
                 if answer.status_code == 200:
                     return self.endpoint + str(answer.json()["path"])
@@ -182,13 +195,27 @@ def _running(job: Any) -> RunningJob:
         port = url.rpartition("--")[2].partition(".")[0]
         if port.isdigit():
             urls[int(port)] = str(url).rstrip("/")
-    return RunningJob(str(job.id), str(job.owner.name), urls)
+    return RunningJob(str(job.id), str(job.owner.name), urls, _stage(job))
+
+
+def _stage(job: Any) -> str:
+    return str(getattr(job.status.stage, "value", job.status.stage))
 
 
 def _pauses(tries: int, jitter: Callable[[], float] = random.random) -> list[float]:
     """Return the pauses before each try but the first, doubling, with up to half of each left to chance."""
     pauses = [min(_FIRST_PAUSE_SECONDS * 2**i, _LONGEST_PAUSE_SECONDS) for i in range(tries)]
     return [pause * (0.5 + jitter() / 2) for pause in pauses]
+
+
+def _warn(job: RunningJob, what: str, error: Exception) -> None:
+    write(logging.WARNING, f"job {job.id} {what}: {error}", job_id=job.id, cause=_cause(error))
+
+
+def _cause(error: Exception) -> str:
+    """Return one word for what a server or the way to it did."""
+    status = _status(error) if isinstance(error, HfHubHTTPError) else 0
+    return f"answer-{status}" if status else type(error).__name__
 
 
 def _status(error: HfHubHTTPError) -> int:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from huggingface_hub.utils import get_session
 
-log = logging.getLogger("runstead.openenv")
+from runstead.openenv.journal import write
 
 _AT_ONCE = 8
 
 
 @dataclass(slots=True)
 class _Lease:
+    job_id: str
     url: str
     headers: Callable[[], Mapping[str, str]]
     every_seconds: float
@@ -38,7 +39,7 @@ class Leases:
     def add(self, job_id: str, url: str, headers: Callable[[], Mapping[str, str]], seconds: float) -> None:
         """Renew a lease from now on, several times within its `seconds`."""
         with self._changed:
-            self._leases[job_id] = _Lease(url, headers, seconds / 4, time.monotonic())
+            self._leases[job_id] = _Lease(job_id, url, headers, seconds / 4, time.monotonic())
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="openenv-leases", daemon=True)
                 self._thread.start()
@@ -72,7 +73,8 @@ def _renew(lease: _Lease) -> None:
     try:
         get_session().get(lease.url, headers=dict(lease.headers()), timeout=lease.every_seconds)
     except Exception as error:
-        log.debug("a lease was not renewed this time: %s", error)
+        text = f"the lease of job {lease.job_id} was not renewed this time: {error}"
+        write(logging.DEBUG, text, job_id=lease.job_id, cause=type(error).__name__)
 
 
 LEASES = Leases()

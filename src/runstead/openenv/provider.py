@@ -14,10 +14,9 @@ from huggingface_hub.utils import get_session
 
 from runstead.openenv.errors import EnvironmentDied, EnvironmentNotReady, EnvironmentNotStarted
 from runstead.openenv.jobs import HubJobs, JobRequest, RunningJob
+from runstead.openenv.journal import write
 from runstead.openenv.leases import LEASES
 from runstead.openenv.relay import relay
-
-log = logging.getLogger("runstead.openenv")
 
 DEFAULT_PORT = 8000
 LEASE_PORT = 49982
@@ -140,7 +139,7 @@ class JobsProvider:
         self._check_encrypted(job.urls[inside])
         if lease:
             LEASES.add(job.id, job.urls[LEASE_PORT] + "/", self._jobs.headers, lease)
-        log.info("environment started", extra={"job_id": job.id, "image": image, "flavor": flavor})
+        write(logging.INFO, "environment created", job_id=job.id, stage=job.stage, image=image, flavor=flavor)
         try:
             self._await_start(job, began + self._start_timeout)
             return self._address(job, inside, access)
@@ -169,7 +168,7 @@ class JobsProvider:
             else:
                 if answer.status_code == 200:
                     ready_ms = round((time.monotonic() - began) * 1000)
-                    log.info("environment ready", extra={"job_id": self.job_id, "ready_ms": ready_ms})
+                    write(logging.INFO, "environment ready", job_id=self.job_id, stage="RUNNING", ready_ms=ready_ms)
                     return
                 said = f"{answer.status_code} {answer.headers.get('x-runstead-cause', '')}".strip()
                 if answer.status_code == 502:
@@ -181,6 +180,7 @@ class JobsProvider:
             pause = min(pause * 1.5, _LONGEST_ASK_SECONDS)
         if job is not None:
             self._look(job)
+        write(logging.ERROR, "environment not ready", job_id=self.job_id, stage="RUNNING", cause=said)
         raise EnvironmentNotReady(
             f"the environment at job {self.job_id} did not answer {self._ready_path} within {seconds:g} s; "
             f"the last answer was: {said}. Give it more time, or look at `hf jobs logs {self.job_id}`"
@@ -204,7 +204,8 @@ class JobsProvider:
         while time.monotonic() < deadline:
             try:
                 said = self._jobs.check(job)
-            except EnvironmentDied:
+            except EnvironmentDied as died:
+                _tell_of(died)
                 raise
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
@@ -212,6 +213,7 @@ class JobsProvider:
                 return
             time.sleep(max(min(pause, deadline - time.monotonic()), 0))
             pause = min(pause * 1.5, _LONGEST_ASK_SECONDS)
+        write(logging.ERROR, "environment not started", job_id=job.id, stage=said, cause="start-timeout")
         raise EnvironmentNotReady(
             f"the environment's job {job.id} did not run within {self._start_timeout:g} s ({said}); give "
             "JobsProvider a larger start_timeout_s, or a flavor that is free"
@@ -219,13 +221,10 @@ class JobsProvider:
 
     def _look(self, job: RunningJob) -> None:
         """Raise EnvironmentDied if the job is over; a server that does not answer says nothing about that."""
-        try:
-            self._jobs.check(job)
-        except EnvironmentDied as error:
-            log.error("environment died", extra={"job_id": job.id, "stage": error.stage, "cause": error.failure_class})
-            raise
-        except Exception as error:
-            log.warning("the job could not be looked at: %s", error)
+        died = self._jobs.death(job)
+        if died is not None:
+            _tell_of(died)
+            raise died
 
     def _address(self, job: RunningJob, port: int, access: Access) -> str:
         if access == "public":
@@ -236,7 +235,8 @@ class JobsProvider:
                 return passed
             if access == "pass":
                 raise EnvironmentNotStarted('the server gives no passes to ports; use access="relay" or "public"')
-        return relay.add(job.id, job.urls[port], self._jobs.headers)
+        jobs = self._jobs
+        return relay.add(job.id, job.urls[port], jobs.headers, lambda: jobs.death(job))
 
     def _check_encrypted(self, url: str) -> None:
         """Raise ValueError for an address to which a token would travel in the clear."""
@@ -257,6 +257,11 @@ def _wrapped(port: int, lease: float, command: tuple[str, ...]) -> list[str]:
     return ["python3", "-c", program, str(port), str(LEASE_PORT), f"{lease:g}", *command]
 
 
+def _tell_of(died: EnvironmentDied) -> None:
+    cause = died.failure_class or "ended"
+    write(logging.ERROR, "environment died", job_id=died.job_id, stage=died.stage, cause=cause)
+
+
 def _end(jobs: HubJobs, job: RunningJob, pid: int) -> None:
     """End a job: when its provider is told to, is forgotten, or its process ends; whichever is first."""
     if pid != os.getpid():  # the child of a fork leaves its parent's environment alone
@@ -264,9 +269,10 @@ def _end(jobs: HubJobs, job: RunningJob, pid: int) -> None:
     LEASES.drop(job.id)
     relay.drop(job.id)
     if jobs.cancel(job, tries=4):
-        log.info("environment stopped", extra={"job_id": job.id})
+        write(logging.INFO, "environment stopped", job_id=job.id)
     else:
-        log.error("job %s could not be cancelled; its lease or time limit will end it", job.id)
+        text = f"job {job.id} could not be cancelled; its lease or time limit will end it"
+        write(logging.ERROR, text, job_id=job.id, cause="server-away")
 
 
 def _register() -> None:

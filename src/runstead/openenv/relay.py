@@ -5,6 +5,8 @@
 Only needed where neither a public port nor a Runstead server's pass will do. It listens on loopback alone, and a
 secret in the path keeps other users of the machine out. One event loop in one thread serves them all, with one pool of
 connections. An environment that died is a 502 with `X-Runstead-Cause`; the environment's own errors pass unchanged.
+Which it is, the job tells: it is looked at when the environment cannot be reached, or answers what a proxy in front of
+a dead one may answer too.
 """
 
 import asyncio
@@ -14,9 +16,11 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
-log = logging.getLogger("runstead.openenv")
+from runstead.openenv.errors import EnvironmentDied
+from runstead.openenv.journal import write
 
 _START_SECONDS = 20.0
 _CONNECT_SECONDS = 10.0
@@ -26,6 +30,8 @@ _HOP_BY_HOP = frozenset(
 )
 _HANDSHAKE = frozenset({"sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"})
 _ABNORMAL = 1014  # RFC 6455's registry: bad gateway
+_CAUSE = "x-runstead-cause"
+_DOUBTFUL = frozenset({404, 410, 502, 503, 504})  # what a proxy may answer in place of an environment that died
 
 Send = Callable[[dict[str, Any]], Any]
 Receive = Callable[[], Any]
@@ -33,8 +39,33 @@ Receive = Callable[[], Any]
 
 @dataclass(frozen=True, slots=True)
 class _Target:
+    job_id: str
     url: str
     headers: Callable[[], Mapping[str, str]]
+    death: Callable[[], EnvironmentDied | None]
+
+    async def failed(self, error: Exception) -> "_Failure":
+        """Return what to answer when the environment cannot be reached."""
+        died = await asyncio.to_thread(self.death)
+        if died is not None:
+            return _died(died)
+        text = f"the environment cannot be reached: {type(error).__name__}: {error}"
+        write(logging.WARNING, text, job_id=self.job_id, cause="unreachable")
+        return _Failure("unreachable", text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A 502 of the relay's own."""
+
+    cause: str
+    text: str
+
+
+def _died(died: EnvironmentDied) -> _Failure:
+    cause = died.failure_class or "ended"
+    write(logging.ERROR, "environment died", job_id=died.job_id, stage=died.stage, cause=cause)
+    return _Failure("job-ended", str(died))
 
 
 class Relay:
@@ -47,12 +78,18 @@ class Relay:
         self._base_url: str | None = None
         self._client: Any = None
 
-    def add(self, job_id: str, url: str, headers: Callable[[], Mapping[str, str]]) -> str:
-        """Return the local address of a port. `headers` are added to each request to it."""
+    def add(
+        self,
+        job_id: str,
+        url: str,
+        headers: Callable[[], Mapping[str, str]],
+        death: Callable[[], EnvironmentDied | None],
+    ) -> str:
+        """Return the local address of a port. `headers` are added to each request; `death` says if the job is over."""
         with self._starting:
             if self._base_url is None:
                 self._base_url = self._start()
-            self._targets[job_id] = _Target(url, headers)
+            self._targets[job_id] = _Target(job_id, url, headers, death)
             return f"{self._base_url}/{self._secret}/{job_id}"
 
     def drop(self, job_id: str) -> None:
@@ -84,9 +121,7 @@ class Relay:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     async def _serve(self, server: Any, listener: socket.socket, ready: threading.Event) -> None:
-        from huggingface_hub.utils import get_async_session
-
-        self._client = get_async_session()
+        self._client = _plain_client()
         listener.listen(256)
         ready.set()  # what connects from here on waits in the backlog
         server.install_signal_handlers = lambda: None
@@ -121,6 +156,13 @@ class Relay:
                 content=_body(receive) if _has_body(scope["headers"]) else None,
                 timeout=None,  # how long a step may take is the client's business
             ) as answer:
+                died = None
+                if answer.status_code in _DOUBTFUL and _CAUSE not in answer.headers:
+                    died = await asyncio.to_thread(target.death)
+                if died is not None:
+                    failure = _died(died)
+                    await _answer(send, 502, failure.cause, failure.text)
+                    return
                 kept = _kept([(k.encode(), v.encode("latin-1")) for k, v in answer.headers.multi_items()])
                 raw = [(k.encode(), v.encode("latin-1")) for k, v in kept]
                 await send({"type": "http.response.start", "status": answer.status_code, "headers": raw})
@@ -131,7 +173,22 @@ class Relay:
         except Exception as error:
             if began:
                 raise  # the connection is cut: half an answer must not look like a whole one
-            await _answer(send, 502, "unreachable", f"the environment cannot be reached: {type(error).__name__}")
+            failure = await target.failed(error)
+            await _answer(send, 502, failure.cause, failure.text)
+
+
+def _plain_client() -> Any:
+    """Return the Hub library's HTTP client, with the user's settings but none of its own ideas.
+
+    It would read errors itself, follow redirects, and keep the cookies of one environment for the next.
+    """
+    from huggingface_hub.utils import get_async_session
+
+    client = get_async_session()
+    client.event_hooks = {"request": [], "response": []}
+    client.follow_redirects = False
+    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    return client
 
 
 def _kept(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
@@ -172,13 +229,20 @@ async def _pass_websocket(scope: dict[str, Any], receive: Receive, send: Send, t
             subprotocols=scope.get("subprotocols") or None,
             open_timeout=_CONNECT_SECONDS,
             max_size=_MESSAGE_BYTES,
-            proxy=None,
+            proxy=True,  # where the machine has one, as for every other request
         )
     except InvalidStatus as error:
-        await _refuse(send, error.response.status_code, bytes(error.response.body or b""))
+        status, body = error.response.status_code, bytes(error.response.body or b"")
+        cause = error.response.headers.get(_CAUSE)
+        died = await asyncio.to_thread(target.death) if status in _DOUBTFUL and cause is None else None
+        if died is not None:
+            failure = _died(died)
+            status, cause, body = 502, failure.cause, failure.text.encode()
+        await _refuse(send, status, cause, body)
         return
     except (OSError, TimeoutError, WebSocketException) as error:
-        await _refuse(send, 502, f"the environment cannot be reached: {error}".encode())
+        failure = await target.failed(error)
+        await _refuse(send, 502, failure.cause, failure.text.encode())
         return
     async with upstream:
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol})
@@ -190,8 +254,9 @@ async def _pass_websocket(scope: dict[str, Any], receive: Receive, send: Send, t
         await asyncio.gather(there, back, return_exceptions=True)
 
 
-async def _refuse(send: Send, status: int, body: bytes) -> None:
+async def _refuse(send: Send, status: int, cause: str | None, body: bytes) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    headers += [(_CAUSE.encode(), cause.encode())] if cause else []
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
 
