@@ -151,7 +151,10 @@ class QuickServer(Server):
         ready = self.data_dir.with_name(self.data_dir.name + ".ready")
         ready.unlink(missing_ok=True)
         words = ["--port", str(self.port), "--data-dir", str(self.data_dir), *self.flags]
-        self.worker = _context().Process(target=serve, args=(str(self.plan), str(self.log), str(ready), words))
+        # A daemon: one that nobody stops ends with the tests, which would wait for it otherwise.
+        self.worker = _context().Process(
+            target=serve, args=(str(self.plan), str(self.log), str(ready), words), daemon=True
+        )
         self.worker.start()
 
         def said() -> str:

@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from faults import QuickServer
 
 from calls import Api
 from clients import eventually
+from faults import QuickServer
 
 EVERY = timedelta(seconds=2)
 SCHEDULES = ("*/2 * * * * *", "1/2 * * * * *")
@@ -31,14 +31,16 @@ def servers(
     config = folder / "runstead.toml"
     config.write_text(f"[database]\nurl = '{new_postgres_database()}'\n")
     flags = ("--config", str(config), "--executor", "process", "--stop-jobs-at-exit")
-    first = QuickServer(folder / "first", flags).start()
-    second = QuickServer(folder / "second", flags, token=first.token)
-    second.data_dir.mkdir(mode=0o700)
-    shutil.copy(first.data_dir / "secret.key", second.data_dir)
-    second.start()
-    yield first, second
-    for server in (first, second):
-        server.stop()
+    first, second = QuickServer(folder / "first", flags), QuickServer(folder / "second", flags)
+    try:
+        first.start()
+        second.data_dir.mkdir(mode=0o700)
+        shutil.copy(first.data_dir / "secret.key", second.data_dir)
+        second.token = first.token
+        yield first, second.start()
+    finally:
+        for server in (first, second):
+            server.stop()
 
 
 @pytest.fixture

@@ -130,6 +130,20 @@ def test_usage_by_user_label_and_month(server: Server, api: Api) -> None:
     assert "a month is written like" in wrong.stderr
 
 
+def test_a_schedule_shows_what_its_runs_have_cost_so_far_and_in_all(server: Server, api: Api) -> None:
+    body = {"jobSpec": {"command": ["sleep", "1000"], "dockerImage": "ubuntu"}, "schedule": "0 0 29 2 *"}
+    schedule = api.post(f"/api/scheduled-jobs/{server.owner}", body).json
+    place = f"/api/scheduled-jobs/{server.owner}/{schedule['id']}"
+    assert schedule["cost"] == {"microUSD": 0, "USD": 0}
+    run = api.post(f"{place}/run").json
+    so_far = eventually(lambda: api.get(place).json["cost"]["USD"])
+    assert eventually(lambda: api.get(place).json["cost"]["USD"] > so_far)
+    api.cancel(run["id"])
+    over = api.ended(run["id"])
+    assert eventually(lambda: api.get(place).json["cost"] == over["cost"])
+    assert api.get(f"/api/scheduled-jobs/{server.owner}").json[0]["cost"] == over["cost"]
+
+
 def test_usage_counts_what_runs_until_now(server: Server, api: Api) -> None:
     job = api.shell("sleep 1000")
     eventually(lambda: api.stage(job["id"]) == "RUNNING")

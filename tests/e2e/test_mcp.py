@@ -280,6 +280,17 @@ async def test_a_url_and_a_path_are_handed_to_uv(agent_at: Connect) -> None:
         assert address["job"]["command"] == ["uv", "run", "http://127.0.0.1:9/none.py"]
 
 
+async def test_what_an_agent_asks_for_is_what_the_job_gets(agent_at: Connect) -> None:
+    async with agent_at() as agent:
+        wanted = {"image": "python:3.12", "flavor": "cpu-performance", "timeout": "90s", "env": {"A": 1}, "attempts": 2}
+        asked = {**wanted, "dependencies": ["six"], "python": "3.12", "script_args": ["--fast"], "labels": {"a": "b"}}
+        job = (await agent.jobs("uv", script="run.py", detach=True, **asked))["job"]
+        assert job["command"] == ["uv", "run", "--with", "six", "--python", "3.12", "run.py", "--fast"]
+        assert (job["docker_image"], job["flavor"], job["timeout_seconds"]) == ("python:3.12", "cpu-performance", 90)
+        assert (job["environment_variable_names"], job["labels"]) == (["A"], {"a": "b"})
+        await agent.jobs("cancel", job_id=job["id"])
+
+
 async def test_the_program_beside_the_agent_sends_its_files_and_the_server_none_of_its(
     server: Server, tmp_path: Path
 ) -> None:

@@ -87,7 +87,8 @@ def test_every_verb_of_the_command_line(client: Client, api: Api) -> None:
     assert spec["secrets"] == ["S"]
     assert spec["timeout"] == 300
     assert "hidden" not in json.dumps(api.call("GET", path(api.server, schedule_id)).json)
-    assert schedule_id[:8] in client.hf("jobs", "scheduled", "ps").stdout
+    [row] = [line for line in client.hf("jobs", "scheduled", "ps").stdout.splitlines() if schedule_id[:8] in line]
+    assert "2028-02-29 00:00:00" in row
     client.hf("jobs", "scheduled", "suspend", schedule_id)
     assert inspect(api, schedule_id)["suspend"] is True
     assert inspect(api, schedule_id)["status"]["nextJobRunAt"] is None

@@ -67,6 +67,13 @@ def test_the_official_name_of_dependencies_is_known() -> None:
         assert Uv.model_validate({"script": "x", name: ["six"]}).dependencies == ["six"]
 
 
+@pytest.mark.parametrize("key", ["", " ", "schl\u00fcssel", "a\nb", "x" * 201])
+def test_a_key_can_travel_in_a_header(key: str) -> None:
+    assert Run.model_validate({"command": "x", "idempotency_key": "step 1/2"}).idempotency_key == "step 1/2"
+    with pytest.raises(ValidationError):
+        Run.model_validate({"command": "x", "idempotency_key": key})
+
+
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.name)
 def test_every_argument_says_what_it_is_and_every_example_is_right(operation) -> None:  # type: ignore[no-untyped-def]
     for name, field in operation.arguments.model_fields.items():
