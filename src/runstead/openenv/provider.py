@@ -1,7 +1,6 @@
 """OpenEnv's `ContainerProvider` over Hugging Face Jobs (contract: openenv-core 0.3.0, containers/runtime/providers)."""
 
 import importlib.resources
-import ipaddress
 import logging
 import os
 import time
@@ -16,6 +15,7 @@ from runstead.openenv.errors import EnvironmentDied, EnvironmentNotReady, Enviro
 from runstead.openenv.jobs import HubJobs, JobRequest, RunningJob
 from runstead.openenv.journal import write
 from runstead.openenv.leases import LEASES
+from runstead.openenv.loopback import is_loopback
 from runstead.openenv.relay import relay
 
 DEFAULT_PORT = 8000
@@ -241,13 +241,9 @@ class JobsProvider:
     def _check_encrypted(self, url: str) -> None:
         """Raise ValueError for an address to which a token would travel in the clear."""
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        try:
-            local = ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            local = host == "localhost" or host.endswith(".localhost")
-        if parts.scheme != "https" and not local and not self._unencrypted:
-            raise ValueError(f"a token is not sent unencrypted to another machine; use https: {parts.scheme}://{host}")
+        if parts.scheme != "https" and not is_loopback(url) and not self._unencrypted:
+            where = f"{parts.scheme}://{parts.hostname}"
+            raise ValueError(f"a token is not sent unencrypted to another machine; use https: {where}")
 
 
 def _wrapped(port: int, lease: float, command: tuple[str, ...]) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from runstead.openenv.errors import EnvironmentDied
 from runstead.openenv.journal import write
+from runstead.openenv.loopback import is_loopback
 
 _START_SECONDS = 20.0
 _CONNECT_SECONDS = 10.0
@@ -103,7 +104,7 @@ class Relay:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
             self._app,
-            log_level="warning",
+            log_config=None,  # how this process logs is the trainer's business
             access_log=False,
             lifespan="off",
             interface="asgi3",
@@ -171,8 +172,10 @@ class Relay:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
         except Exception as error:
-            if began:
-                raise  # the connection is cut: half an answer must not look like a whole one
+            if began:  # the connection is cut: half an answer must not look like a whole one
+                text = f"the environment's answer broke off: {type(error).__name__}: {error}"
+                write(logging.WARNING, text, job_id=target.job_id, cause="connection-lost")
+                return
             failure = await target.failed(error)
             await _answer(send, 502, failure.cause, failure.text)
 
@@ -229,7 +232,7 @@ async def _pass_websocket(scope: dict[str, Any], receive: Receive, send: Send, t
             subprotocols=scope.get("subprotocols") or None,
             open_timeout=_CONNECT_SECONDS,
             max_size=_MESSAGE_BYTES,
-            proxy=True,  # where the machine has one, as for every other request
+            proxy=None if is_loopback(url) else True,  # where the machine has one, as for every other request
         )
     except InvalidStatus as error:
         status, body = error.response.status_code, bytes(error.response.body or b"")
