@@ -65,6 +65,11 @@ class Journal:
         self._fd = -1
         self._rewrite()
 
+    @property
+    def changes(self) -> int:
+        """How often anything was intended."""
+        return self._number
+
     def get(self, path: str) -> Intent | None:
         """Return what is intended for a path."""
         return self.intents.get(path)

@@ -16,7 +16,8 @@ from runstead.node.fuse.tree import Tree
 from runstead.node.fuse.web import Refused, Transient
 from runstead.node.fuse.written import Written
 
-_GATHER_SECONDS = 0.05
+_QUIET_SECONDS = 0.05  # without another change, and what there is is carried
+_MOST_GATHER_SECONDS = 0.5  # of a change that others follow: many small files are one upload
 _MOST_CHANGES = 1000
 _MOST_BYTES = 512 << 20  # of one upload: what was closed is not to wait long for what is large
 _FIRST_PAUSE = 0.25
@@ -139,11 +140,12 @@ class Uploads:
         while not self._stopped:
             self._wake.wait()
             self._wake.clear()
-            if not self._urgent:
-                time.sleep(_GATHER_SECONDS)
             try:
+                self._gather()
                 while not self._stopped and self._carry():
                     pause = _FIRST_PAUSE
+                    if self._journal.intents:
+                        self._gather()
                 if self._journal.intents:  # of files that are still being written
                     self._warm()
                 self._failure = None
@@ -159,6 +161,14 @@ class Uploads:
                 self._wake.set()
             with self._moved:
                 self._moved.notify_all()
+
+    def _gather(self) -> None:
+        """Wait for a moment in which nothing is changed, but not long."""
+        until = time.monotonic() + _MOST_GATHER_SECONDS
+        before = -1
+        while not self._urgent and not self._stopped and time.monotonic() < until and self._journal.changes != before:
+            before = self._journal.changes
+            time.sleep(_QUIET_SECONDS)
 
     def _carry(self) -> bool:
         """Carry some intents into the bucket; False when there are none."""
