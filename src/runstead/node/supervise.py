@@ -19,8 +19,10 @@ from runstead.node.compartments import Attempt, Divider
 from runstead.node.disks import Disk
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.ground import Ground
+from runstead.node.kept import Kept
 from runstead.node.logwriter import READ_BYTES, LogWriter
 from runstead.node.request import Request
+from runstead.node.roots import machine
 from runstead.node.seed import Seed
 
 # A follower must see a line within 20 ms: the server is told of new lines this often at most.
@@ -83,6 +85,7 @@ class Supervisor:
         self._ground: Ground | None = None
         self._agent: Agent | None = None  # elsewhere it is part of process 1
         self._divider: Divider | None = None
+        self._kept: list[Kept] = []  # what the attempt may leave to the next of its owner
         self._started_at: float | None = None
         self._deadline = 0.0  # of the whole attempt; monotonic, as are all below
         self._kill_at: float | None = None  # when SIGTERM has had its time
@@ -138,6 +141,7 @@ class Supervisor:
         if request.isolation == "none":
             self._start_plain(places.prepare_shared(self._data_dir, request.namespace, user), writer)
         else:
+            self._take_kept(user)
             self._start_isolated(writer)
             if request.isolation == "root":
                 self._divider = Divider(Attempt(self._path, request, self._group, self._child, user))
@@ -161,6 +165,27 @@ class Supervisor:
         os.close(fds["inside"])
         site.close_handed()
         self._expect(b"R")
+
+    def _take_kept(self, user: int | None) -> None:
+        """Give the attempt folders that wait for it."""
+        view = self._request.view
+        if view is None:
+            return
+        owner = places.owner_path(self._data_dir, self._request.namespace)
+        shared = places.prepare_shared(self._data_dir, self._request.namespace, user)
+        name = rundir.attempt_name(self._request.job_id, self._request.attempt)
+        parts = (view.python, view.python_version, view.pip_paths)
+        pool = f"{owner}/kept/venv-{user}-{venv.kind(*parts)}"
+        folders = f"{owner}/kept/folders-{user}-{machine.folders_kind(view)}"
+        self._kept = [
+            Kept(pool, f"{shared}/venvs", name, lambda path: venv.make(path, *parts, owner=user)),
+            Kept(folders, self._path, rundir.FILES, lambda path: machine.make_folders(path, view, user)),
+        ]
+        for one in self._kept:
+            try:
+                one.take()
+            except OSError:
+                pass  # process 1 makes what is not there
 
     def _expect(self, word: bytes) -> None:
         assert self._talk is not None
@@ -419,6 +444,11 @@ class Supervisor:
             if self._group.remove():
                 break
             time.sleep(0.002)
+        for one in self._kept:
+            try:
+                one.give_back()
+            except OSError:
+                pass  # then it is deleted with the rest
         record = {
             "version": 1,
             "reason": reason,

@@ -1,11 +1,14 @@
 """The root directory of a job that runs on the machine's own system: its trees, read-only, and private places."""
 
 import os
+import zlib
 
 from runstead.node import binds, places, syscalls
 from runstead.node.request import Request, View
 from runstead.node.roots import parts
 from runstead.node.syscalls import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC
+
+_OWN_FOLDERS = (("/tmp", 0o1777), ("/var/tmp", 0o1777), (places.HOME, 0o700), (places.WORK, 0o755))
 
 
 def build(
@@ -28,7 +31,7 @@ def build(
         parts.show(tree, root + tree)
     for path in view.hidden:
         parts.show(empty, root + path)
-    _own_folders(root, folder, owner)
+    _show_folders(root, view, folder, owner)
     for source, target in view.binds:
         _bind(source, root + target)
     for target, text in view.files:
@@ -46,20 +49,39 @@ def build(
     syscalls.pivot_root_here()
 
 
-def _own_folders(root: str, folder: str, owner: int | None) -> None:
+def folders_kind(view: View) -> str:
+    """Return a short name of what is the same in all that `make_folders` makes of this."""
+    return f"{zlib.crc32(repr([path for _, path in view.binds]).encode()):08x}"
+
+
+def make_folders(folder: str, view: View, owner: int | None) -> None:
     """Make the job's directories: on disk, not in memory as the root itself."""
     os.mkdir(folder, 0o755)
-    for path, mode in (("/tmp", 0o1777), ("/var/tmp", 0o1777), (places.HOME, 0o700), (places.WORK, 0o755)):
-        own = os.path.join(folder, path[1:].replace("/", "-"))
+    for path, mode in _OWN_FOLDERS:
+        own = _own_folder(folder, path)
         os.mkdir(own)
         os.chmod(own, mode)
         if owner is not None:
             os.chown(own, owner, owner)
+        for source, target in view.binds:  # what is shown in them has its places there
+            if target.startswith(f"{path}/"):
+                (parts.folder if os.path.isdir(source) else parts.file)(own + target.removeprefix(path))
+
+
+def _own_folder(folder: str, path: str) -> str:
+    return os.path.join(folder, path[1:].replace("/", "-"))
+
+
+def _show_folders(root: str, view: View, folder: str, owner: int | None) -> None:
+    """Show the job's directories, made if it was not given any."""
+    if not os.path.isdir(folder):
+        make_folders(folder, view, owner)
+    for path, _mode in _OWN_FOLDERS:
         if not os.path.isdir(root + path):
             if path == "/var/tmp":
                 continue
             os.mkdir(root + path)
-        syscalls.mount(own, root + path, None, MS_BIND)
+        syscalls.mount(_own_folder(folder, path), root + path, None, MS_BIND)
         syscalls.restrict(root + path, MS_NOSUID | MS_NODEV, recursive=False)
     os.mkdir(root + "/home")
     os.mkdir(root + "/run")
