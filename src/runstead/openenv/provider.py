@@ -157,19 +157,20 @@ class JobsProvider:
         seconds = self._ready_timeout if self._ready_timeout is not None else timeout_s
         began = time.monotonic()
         deadline, look_at, pause = began + seconds, began + _LOOK_SECONDS, _FIRST_ASK_SECONDS
-        said = "nothing was asked yet"
+        said, cause = "nothing was asked yet", "no-time"
         while (left := deadline - time.monotonic()) > 0:
             try:
                 answer = get_session().get(
                     base_url.rstrip("/") + self._ready_path, timeout=max(min(left, _ANSWER_SECONDS), 0.05)
                 )
             except Exception as error:
-                said = f"{type(error).__name__}: {error}"
+                said, cause = f"{type(error).__name__}: {error}", type(error).__name__
             else:
                 if answer.status_code == 200:
                     ready_ms = round((time.monotonic() - began) * 1000)
                     write(logging.INFO, "environment ready", job_id=self.job_id, stage="RUNNING", ready_ms=ready_ms)
                     return
+                cause = answer.headers.get("x-runstead-cause", f"answer-{answer.status_code}")
                 said = f"{answer.status_code} {answer.headers.get('x-runstead-cause', '')}".strip()
                 if answer.status_code == 502:
                     look_at = 0.0
@@ -180,7 +181,7 @@ class JobsProvider:
             pause = min(pause * 1.5, _LONGEST_ASK_SECONDS)
         if job is not None:
             self._look(job)
-        write(logging.ERROR, "environment not ready", job_id=self.job_id, stage="RUNNING", cause=said)
+        write(logging.ERROR, "environment not ready", job_id=self.job_id, stage="RUNNING", cause=cause)
         raise EnvironmentNotReady(
             f"the environment at job {self.job_id} did not answer {self._ready_path} within {seconds:g} s; "
             f"the last answer was: {said}. Give it more time, or look at `hf jobs logs {self.job_id}`"

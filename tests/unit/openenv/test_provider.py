@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -236,3 +239,67 @@ def test_tokens_do_not_travel_unencrypted(endpoint: str) -> None:
 )
 def test_to_this_machine_they_may(endpoint: str) -> None:
     JobsProvider(endpoint=endpoint, token="hf_secret")
+
+
+TRAINER = """
+import os, signal, sys
+from runstead.openenv import JobsProvider
+environments = JobsProvider(
+    endpoint=sys.argv[1], token="hf_secret", namespace="alice", access="relay", lease_seconds=600, command=["serve"]
+)
+environments.start_container("echo:latest")
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("", 0), ("sys.exit(3)", 3), ("raise ValueError", 1), ("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT)],
+    ids=["its last line", "an exit", "an error", "an interrupt"],
+)
+def test_what_is_still_referenced_ends_with_the_process(hub: Hub, end: str, code: int) -> None:
+    words = [sys.executable, "-c", TRAINER + end, hub.url]
+    assert subprocess.run(words, capture_output=True, timeout=60).returncode == code
+    assert hub.cancels == ["0" * 24]
+
+
+def written(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str | None, str | None, str | None]]:
+    lines = [vars(one) for one in caplog.records if one.name == "runstead.openenv"]
+    return [(one["levelname"], one["job_id"], one["stage"], one["cause"]) for one in lines]
+
+
+def test_the_lines_of_a_death_have_job_stage_and_cause(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "runstead.openenv")
+    with provider(hub) as environments:
+        url = environments.start_container("echo:latest")
+        environments.wait_for_ready(url)
+        hub.health, hub.stage, hub.message = [502], "ERROR", "user: exit code 3"
+        with pytest.raises(EnvironmentDied):
+            environments.wait_for_ready(url)
+    job = "0" * 24
+    assert written(caplog) == [
+        ("INFO", job, "SCHEDULING", None),
+        ("INFO", job, "RUNNING", None),
+        ("ERROR", job, "ERROR", "user"),
+        ("INFO", job, None, None),
+    ]
+    assert "hf_secret" not in caplog.text
+
+
+def test_the_lines_of_what_fails_have_a_cause(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "runstead.openenv")
+    hub.faults = ["503", "lost"]
+    environments = provider(hub)
+    url = environments.start_container("echo:latest")
+    hub.health = [418]
+    with pytest.raises(EnvironmentNotReady):
+        environments.wait_for_ready(url, 0.2)
+    hub.cancel_faults = 99
+    environments.stop_container()
+    job = "0" * 24
+    lines = written(caplog)
+    assert lines[0] == ("WARNING", None, None, "answer-503")
+    assert lines[1][:3] == ("WARNING", None, None) and str(lines[1][3]).endswith("Error")
+    assert lines[2] == ("INFO", job, "SCHEDULING", None)
+    assert lines[3][:3] == ("ERROR", job, "RUNNING")
+    assert lines[3][3] in ("answer-418", "ReadTimeout", "ConnectTimeout")  # a busy machine may take that long
+    assert lines[4:] == [("WARNING", job, None, "answer-503")] * 4 + [("ERROR", job, None, "server-away")]
