@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from runstead.model.errors import (
     BackendFailure,
     Conflict,
+    ContentDamaged,
     Forbidden,
     Invalid,
     NotFound,
@@ -37,6 +38,7 @@ STATUS: Mapping[type[RunsteadError], int] = {
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
+    ContentDamaged: 410,  # not a 500: clients repeat those for minutes
     TooLarge: 413,
     BackendFailure: 500,
     Unsupported: 501,

@@ -60,6 +60,10 @@ class BackendFailure(RunsteadError):
     """An executor, store or object store answered in a way it should not have."""
 
 
+class ContentDamaged(BackendFailure):
+    """Stored content is lost or not what it was; asking again does not help, uploading it again does."""
+
+
 class OverBudget(RunsteadError):
     """The namespace's budget does not allow this; a new month, a larger budget or a cheaper job may."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from runstead.kit.clock import SystemClock
 from runstead.model.content import Damage
-from runstead.model.errors import BackendFailure, NotFound
+from runstead.model.errors import BackendFailure, ContentDamaged, NotFound
 from runstead.objects.disk import DiskObjectStore
 from runstead.services.content.service import StoredContent
 from runstead.stores.content import SqlContentStore
@@ -76,6 +76,32 @@ async def test_damage_is_found_and_healed(held: Held, kind: str) -> None:
     assert await held.fill() == name
     assert b"".join([piece async for piece in held.content.read(name)]) == held.data
     assert await held.damages() == []
+
+
+async def test_who_asks_again_for_what_broke_off_is_told_at_once(held: Held) -> None:
+    """Clients repeat an answer that breaks off, for minutes, and believe a status."""
+    held.data = os.urandom(3_500_000)
+    name = await held.fill()
+    file = await held.store.file(name)
+    assert file is not None
+    [xorb] = (await held.content.xorbs.find(file.terms.xorb_hashes())).values()
+    good = held.path.read_bytes()
+    held.path.write_bytes(good[:-1000] + bytes([good[-1000] ^ 1]) + good[-999:])
+
+    async def read(until: int) -> tuple[bytes, bool]:
+        got = bytearray()
+        try:
+            async for piece in held.content.xorbs.pieces(xorb, 0, until):
+                got += piece
+        except ContentDamaged:
+            return bytes(got), False
+        return bytes(got), True
+
+    assert await read(len(good) - 1) == (good[: 3 * 1024 * 1024], False)
+    assert await read(len(good) - 1) == (b"", False)
+    assert await read(100_000) == (good[:100_001], True)
+    held.path.write_bytes(good)
+    assert await read(len(good) - 1) == (good, True)
 
 
 async def test_what_is_referred_to_and_gone(held: Held) -> None:

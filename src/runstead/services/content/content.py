@@ -69,7 +69,7 @@ class Content(ABC):
 
         Every piece is verified against its hashes before it is yielded; at most a few MiB are held. Stop early
         with `aclose`. Raises, when iterated: NotFound; Invalid if `start` is not in the file, unless both are 0
-        and the file empty; BackendFailure where what is stored is damaged.
+        and the file empty; ContentDamaged where what is stored is damaged.
         """
 
     @abstractmethod

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from runstead.model.content import EMPTY_FILE
-from runstead.model.errors import BackendFailure, NotFound
+from runstead.model.errors import ContentDamaged, NotFound
 from runstead.services.content.links import Links
 from runstead.services.content.threads import Threads
 from runstead.services.content.xorbs import Xorbs, damaged, tag_of
@@ -61,7 +61,7 @@ class Reconstructions:
     async def plan(self, file: StoredFile, byte_range: tuple[int, int] | None) -> Plan:
         """Return what is needed for the bytes from the first number up to the second, exclusive.
 
-        Raises RangeNotSatisfiable for a range that starts behind the file; BackendFailure if data is missing.
+        Raises RangeNotSatisfiable for a range that starts behind the file; ContentDamaged if data is missing.
         """
         if file.size == 0 and byte_range is None:
             return Plan(Reconstruction(0, 0, (), {}), {})
@@ -70,7 +70,10 @@ class Reconstructions:
         xorbs = await self._xorbs.find(names)
         for name in names:
             if name not in xorbs:
-                raise BackendFailure(f"what is stored is damaged: xorb {hash_to_text(name)} is lost or in quarantine")
+                raise ContentDamaged(
+                    f"what is stored is damaged: xorb {hash_to_text(name)} is lost or in quarantine; "
+                    "uploading the file again puts it right"
+                )
         if len(span.terms) <= _FEW_TERMS:
             return _plan(span, xorbs)
         return await self._threads.work(_plan, span, xorbs)
@@ -78,7 +81,7 @@ class Reconstructions:
     async def answer_many(self, hashes: Collection[bytes], scope: str | None, cas_url: str) -> bytes:
         """Return the JSON text for several whole files; those that are not here are left out.
 
-        Raises BackendFailure if data is missing.
+        Raises ContentDamaged if data is missing.
         """
         files = {name: file.terms for name, file in (await self._store.files(hashes, scope)).items()}
         xorbs = await self._xorbs.find({name for terms in files.values() for name in terms.xorb_hashes()})
@@ -89,7 +92,7 @@ class Reconstructions:
         try:
             found, fetches = reconstruct_whole(files, layouts, _SLACK_BYTES)
         except InvalidTerms as error:
-            raise BackendFailure(f"what is stored is damaged: {error}") from error
+            raise ContentDamaged(f"what is stored is damaged: {error}") from error
         return json.dumps(many_answer(found, fetches, self._signing(xorbs, cas_url)), separators=(",", ":")).encode()
 
     async def answer(self, plan: Plan, cas_url: str, version: int) -> bytes:

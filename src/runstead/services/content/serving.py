@@ -22,7 +22,7 @@ class Opened:
     def pieces(self, first: int, last: int) -> AsyncGenerator[memoryview]:
         """Yield these bytes, both ends included, each piece checked before. Raises Forbidden at once.
 
-        Raises BackendFailure, when iterated, where they are damaged.
+        Raises ContentDamaged, when iterated, where they are damaged.
         """
         if not allows(self._ranges, (first, last)):
             raise Forbidden(f"this URL is not for bytes {first} to {last}")

@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from runstead.kit.clock import Clock
-from runstead.model.errors import BackendFailure, NotFound, RunsteadError
+from runstead.model.errors import ContentDamaged, NotFound, RunsteadError
 from runstead.objects.interface import ObjectStore
 from runstead.services.content.cache import Cache
 from runstead.services.content.checksums import BLOCK_BYTES, blocks_around, is_intact
@@ -27,6 +27,7 @@ _PIECE_BYTES = 16 * BLOCK_BYTES
 _FEED_BYTES = 1 << 20
 _CACHE_BYTES = 32 * 1024 * 1024
 _GIVE_UP_SECONDS = 5
+_MOST_SUSPECTS = 1000
 
 
 class BlockingBody(Protocol):
@@ -54,6 +55,7 @@ class Xorbs:
         self._threads = threads
         self._clock = clock
         self._cache = Cache[bytes, StoredXorb](_CACHE_BYTES, _size_of)
+        self._suspects: dict[str, None] = {}
 
     async def confirm(self, hashes: Collection[bytes]) -> set[bytes]:
         """Return which of these are stored; those stay for the grace period."""
@@ -159,9 +161,14 @@ class Xorbs:
     async def pieces(self, xorb: StoredXorb, first: int, last: int) -> AsyncGenerator[memoryview]:
         """Yield the stored bytes from `first` to `last` (inclusive), each piece checked before it is yielded.
 
-        Raises BackendFailure where they are damaged.
+        Raises ContentDamaged where they are damaged. Whoever asks again for what broke off is told at once: of an
+        object in which damage was seen, everything that is wanted is checked before the first piece.
         """
         position, end = first, last + 1
+        if xorb.key in self._suspects:
+            while position < end:
+                position += len(await self._threads.wait(self._checked, xorb, position, _piece_end(position, end)))
+            position = first
         ahead = self._ahead(xorb, position, end)
         try:
             while ahead is not None:
@@ -169,6 +176,13 @@ class Xorbs:
                 position += len(piece)
                 ahead = self._ahead(xorb, position, end)
                 yield piece
+        except ContentDamaged:
+            ahead = None
+            self._cache.drop(xorb.facts.xorb_hash)  # another server may have replaced the object
+            self._suspects[xorb.key] = None
+            if len(self._suspects) > _MOST_SUSPECTS:
+                del self._suspects[next(iter(self._suspects))]
+            raise
         finally:
             if ahead is not None:
                 ahead.cancel()
@@ -178,7 +192,7 @@ class Xorbs:
         return self._objects.url(xorb.key, seconds)
 
     def read(self, xorb: StoredXorb, start: int, end: int) -> bytes:
-        """Return stored bytes, unchecked. Blocks. Raises BackendFailure if they are not there."""
+        """Return stored bytes, unchecked. Blocks. Raises ContentDamaged if they are not there."""
         try:
             return self._objects.read(xorb.key, start, end)
         except NotFound as error:
@@ -187,8 +201,7 @@ class Xorbs:
     def _ahead(self, xorb: StoredXorb, position: int, end: int) -> "asyncio.Future[memoryview] | None":
         if position >= end:
             return None
-        until = min(end, position - position % BLOCK_BYTES + _PIECE_BYTES)
-        return asyncio.ensure_future(self._threads.wait(self._checked, xorb, position, until))
+        return asyncio.ensure_future(self._threads.wait(self._checked, xorb, position, _piece_end(position, end)))
 
     def _checked(self, xorb: StoredXorb, start: int, end: int) -> memoryview:
         first, behind = blocks_around(start, end, xorb.facts.layout.stored_bytes)
@@ -224,6 +237,10 @@ class Xorbs:
         return self._clock.now()
 
 
+def _piece_end(position: int, end: int) -> int:
+    return min(end, position - position % BLOCK_BYTES + _PIECE_BYTES)
+
+
 def new_key(xorb_hash: bytes) -> str:
     """Return a key that no object ever had: what replaces a xorb must not meet the one that is being deleted."""
     name = hash_to_text(xorb_hash)
@@ -235,11 +252,11 @@ def tag_of(xorb: StoredXorb) -> str:
     return xorb.key.rpartition("-")[2]
 
 
-def damaged(xorb: StoredXorb, problem: str) -> BackendFailure:
+def damaged(xorb: StoredXorb, problem: str) -> ContentDamaged:
     """Return the error for a xorb that is not what it should be, after telling the log."""
     name = hash_to_text(xorb.facts.xorb_hash)
     log.error("a stored xorb is damaged; run `runstead fsck`", xorb=name, key=xorb.key, problem=problem)
-    return BackendFailure(f"what is stored is damaged, so it is not given out: xorb {name}: {problem}")
+    return ContentDamaged(f"what is stored is damaged, so it is not given out: xorb {name}: {problem}")
 
 
 def _size_of(xorb: StoredXorb) -> int:
