@@ -40,6 +40,7 @@ from runstead.node.request import NO_NETWORK, Container, EngineContainer, Reques
 _KINDS = ("process", "oci", "docker")
 _HANDLE_VERSION = 1
 _FEW = 4
+_DEATHS = 3  # of launchers' children, one after the other, before it is given up for now
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,15 +484,18 @@ class NativeExecutor(Executor):
 
     async def _ask(self, request: Request, name: str) -> None:
         """Have the attempt started; return when there is one."""
-        for _ in range(3):
+        deaths = 0
+        while deaths < _DEATHS:
             answer = await self._launcher.ask(request.to_message())
             if answer is not None and answer.get("again"):
-                continue
+                continue  # what was prepared was prepared for others, and is gone with this answer
             if answer is not None and not answer["ok"]:
                 raise Unavailable(f"the job could not be started yet: {answer['error']}")
             if answer is not None or self._attempts.exists(name):
                 return
-        raise BackendFailure(
+            deaths += 1
+        # Whatever it is, a machine short of memory above all, may pass: whoever asked tries again after a rest.
+        raise Unavailable(
             f"the launcher's child died before it made the attempt; see {self._node}/launcher.log: {name}"
         )
 
