@@ -34,6 +34,10 @@ SCHEDULE_COLUMNS: tuple[Column[Any], ...] = (
     schedules.c.cost_micro_usd,
 )
 
+# What a statement returns that changes a schedule: its number of events stands behind it.
+WITH_EVENTS = (*SCHEDULE_COLUMNS, schedules.c.events)
+EVENTS = len(SCHEDULE_COLUMNS)
+
 
 def schedule_from(row: Row) -> Schedule:
     """Return the schedule in a row of `SCHEDULE_COLUMNS`; further columns are ignored."""
