@@ -2,6 +2,12 @@
 
 import signal
 
+import hypothesis
+
+# How long an example takes says what else the machine does.
+hypothesis.settings.register_profile("runstead", deadline=None)
+hypothesis.settings.load_profile("runstead")
+
 
 def pytest_configure() -> None:
     """Hear the signals again that whoever started this made it deaf to: nohup, a shell's background job.
