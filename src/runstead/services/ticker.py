@@ -76,13 +76,13 @@ class Ticker:
         """Find the next runs anew that were found in another time zone. One that is due by now is not put off."""
         now = self._clock.now()
         for schedule in await self._store.in_other_zones(self._zone.key):
-            if schedule.next_run_at is None or schedule.next_run_at <= now:
-                continue
-            try:
-                next_run_at = cron.parse(schedule.expression, self._zone).after(now)
-            except Invalid as error:
-                await self._suspend(schedule, error.message)
-                continue
+            next_run_at = schedule.next_run_at
+            if next_run_at is None or next_run_at > now:
+                try:
+                    next_run_at = cron.parse(schedule.expression, self._zone).after(now)
+                except Invalid as error:
+                    await self._suspend(schedule, error.message)
+                    continue
             await self._store.change(schedule, ScheduleChange(timing=(next_run_at, self._zone.key)))
 
     async def run_once(self) -> float:
