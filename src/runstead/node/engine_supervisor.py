@@ -148,6 +148,7 @@ class EngineSupervisor(Supervisor):
             "Init": init,
             "NetworkMode": network,
             "SecurityOpt": ["no-new-privileges"],
+            "CapDrop": ["NET_RAW"],  # jobs on one bridge could listen to each other, and speak as each other
             "LogConfig": {"Type": "none"},  # the log is ours
             "RestartPolicy": {"Name": "no"},
             "ShmSize": asked.shared_memory_bytes,
