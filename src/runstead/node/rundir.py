@@ -32,6 +32,7 @@ EXIT = "exit.json"
 CONTROL = "control"
 FILES = "files"
 
+_READ_BYTES = 1 << 16
 _SETTLE_SECONDS = 30.0  # how long a starter may take, for another one who waits for it
 
 _JOB_ID = re.compile(r"[0-9a-f]{24}")
@@ -105,10 +106,20 @@ def await_settled(path: str) -> None:
 def read_json(path: str) -> "dict[str, Any] | None":
     """Return the object in a file; None when there is none, or half of one."""
     try:
-        with open(path, "rb") as file:
-            return json.loads(file.read())
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a third of what open() takes, several times in each job's life
+    except OSError:
+        return None
+    try:
+        data = b""
+        while part := os.read(fd, _READ_BYTES):
+            data += part
+            if len(part) < _READ_BYTES:
+                break
+        return json.loads(data)
     except (OSError, ValueError):
         return None
+    finally:
+        os.close(fd)
 
 
 def write_json(path: str, value: Mapping[str, object], *, durable: bool = False) -> None:

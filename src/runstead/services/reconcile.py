@@ -6,6 +6,7 @@ step, carries it out and asks again until there is nothing to do. Steps of one j
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -33,6 +34,7 @@ LEASE = timedelta(seconds=30)
 _RENEW_EVERY = timedelta(seconds=10)
 _CLAIM_AT_ONCE = 256
 _STEPS_AT_ONCE = 32
+_REMEMBERED = 64
 _START_TRIES = 5
 _SHORT_REST_SECONDS = 0.5
 _SHORT_GRACE_SECONDS = 1.0
@@ -73,6 +75,7 @@ class Reconcile:
         self._woken: set[str] = set()
         self._fresh: set[str] = set()  # of the active ones, those that nothing happened to since they were read
         self._slots = asyncio.Semaphore(_STEPS_AT_ONCE)
+        self._over: deque[str] = deque(maxlen=_REMEMBERED)  # the last that we finished: news of them is old
         self._start_failures: dict[str, int] = {}
         self._refused: set[str] = set()
 
@@ -85,7 +88,7 @@ class Reconcile:
                 renewed_at = self._clock.now()
                 while True:
                     keys = await wakeup.wait(self._poll_seconds)
-                    strangers = [key for key in keys if not self.wake(key)]
+                    strangers = [key for key in keys if not self.wake(key) and key not in self._over]
                     now = self._clock.now()
                     if now >= next_poll or strangers or self._refused:
                         await self.claim()
@@ -334,6 +337,8 @@ class Reconcile:
             return None
         if applied.phase in (Phase.WAITING, Phase.DONE):
             del self._active[job.id]
+            if applied.phase is Phase.DONE:
+                self._over.append(job.id)
             self._start_failures.pop(job.id, None)
         else:
             self._active[job.id] = applied
