@@ -242,6 +242,46 @@ def test_a_greedy_one_meets_its_own_limits(host: RawSandbox, other: RawSandbox) 
     host.call("DELETE", f"~{greedy.prefix}")
 
 
+def reached(box: RawSandbox) -> list[bool]:
+    """Which of two places that nobody answers from a sandbox may send to."""
+    code = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], 9))"
+    ends = [box.run(["python3", "-c", code, address])[1:] for address in ("192.0.2.1", "192.0.2.2")]
+    assert all("not permitted" in said or not ended["exit_code"] for said, ended in ends), ends
+    return [not ended["exit_code"] for _, ended in ends]
+
+
+def test_what_one_of_them_may_reach_is_kept(host: RawSandbox, other: RawSandbox) -> None:
+    listed = sandboxes.pooled(host, env={"RUNSTEAD_EGRESS": "192.0.2.1:9, localhost:9"})
+    none = sandboxes.pooled(host, env={"RUNSTEAD_EGRESS": "none"})
+    assert (reached(listed), reached(none), reached(other)) == ([True, False], [False, False], [True, True])
+    assert listed.shell("tail -1 /etc/hosts") == "127.0.0.1 localhost\n" != other.shell("tail -1 /etc/hosts")
+    assert listed.run("echo >> /etc/hosts")[2]["exit_code"] != 0
+    for one in (listed, none):
+        host.call("DELETE", f"~{one.prefix}")
+    after = [sandboxes.pooled(host) for _ in range(3)]  # none gets the rules of another
+    assert [reached(one) for one in after] == [[True, True]] * 3
+    for one in after:
+        host.call("DELETE", f"~{one.prefix}")
+
+
+def test_a_list_that_cannot_be_kept_is_refused(host: RawSandbox) -> None:
+    before = len(host.call("GET", "~/v1/sandboxes").json)
+    for text, status in (("a/b", 400), ("no-such-name.invalid:443", 409)):
+        answer = host.call("POST", "~/v1/sandboxes", {"count": 1, "env": {"RUNSTEAD_EGRESS": text}})
+        assert answer.status == status, answer
+        assert ("RUNSTEAD_EGRESS" if status == 400 else "no-such-name.invalid") in answer.json["error"]
+    assert len(host.call("GET", "~/v1/sandboxes").json) == before
+
+
+def test_the_list_of_a_host_holds_for_its_sandboxes(server: Server) -> None:
+    host = sandboxes.create(server, "pool", environment={"RUNSTEAD_EGRESS": "192.0.2.1:9"})
+    assert reached(sandboxes.pooled(host)) == [True, False]
+    assert reached(sandboxes.pooled(host, env={"RUNSTEAD_EGRESS": "none"})) == [False, False]
+    answer = host.call("POST", "~/v1/sandboxes", {"count": 1, "env": {"RUNSTEAD_EGRESS": "192.0.2.2"}})
+    assert (answer.status, "192.0.2.2" in answer.json["error"]) == (400, True), answer
+    host.cancel()
+
+
 def test_a_removed_one_leaves_nothing(host: RawSandbox, other: RawSandbox) -> None:
     box = sandboxes.pooled(host)
     box.write("/kept", b"x")

@@ -75,6 +75,7 @@ class CompartmentLimits:
     processes: int = 256
     memory_bytes: int = 2 * 2**30
     cpu_millicores: int | None = None  # None: an equal share while others want it too, all of it otherwise
+    egress: tuple[str, ...] | None = None  # all of the outside that it may reach (kit.targets); None: as the attempt
 
 
 @dataclass(frozen=True, slots=True)

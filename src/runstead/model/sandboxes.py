@@ -82,3 +82,4 @@ class NewPooledSandbox:
     environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     processes: int = 256
     memory_bytes: int = 2 * 2**30
+    egress: tuple[str, ...] | None = None  # all of the outside that they may reach; None: as their host

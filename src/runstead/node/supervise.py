@@ -15,7 +15,8 @@ import time
 
 from runstead.node import cgroups, command, environments, framing, places, processes, rundir, syscalls, venv
 from runstead.node.ahead import Ahead, Site, first_order
-from runstead.node.compartments import Attempt, Divider
+from runstead.node.compartments.attempt import Attempt
+from runstead.node.compartments.divider import Divider
 from runstead.node.disks import Disk
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.ground import Ground

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from runstead.model.errors import Invalid, TooLarge, Unsupported
+from runstead.model.errors import Invalid, TooLarge
 from runstead.model.executions import Background, Command, Ended, FileEntry
-from runstead.model.sandboxes import EGRESS, NewPooledSandbox
+from runstead.model.sandboxes import NewPooledSandbox
 from runstead.services.sandboxes.hosts import Member
+from runstead.services.sandboxes.recognition import egress_of
 
 _SHELL = ("/bin/sh", "-c")
 _MAX_ENVIRONMENT_BYTES = 64 * 1024
@@ -166,8 +167,6 @@ def new_sandboxes(body: Mapping[str, Any]) -> tuple[NewPooledSandbox, int]:
     size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in environment.items())
     if size > _MAX_ENVIRONMENT_BYTES:
         raise TooLarge(f"at most {_MAX_ENVIRONMENT_BYTES:,} bytes, not {size:,}", "env")
-    if EGRESS in environment:
-        raise Unsupported(f"env.{EGRESS}: what one sandbox of a host may reach cannot be limited yet")
     usual = NewPooledSandbox()
     megabytes = _count(body, "max_mem_mb", 1, 1_048_576)
     wanted = NewPooledSandbox(
@@ -175,6 +174,7 @@ def new_sandboxes(body: Mapping[str, Any]) -> tuple[NewPooledSandbox, int]:
         environment=environment,
         processes=_count(body, "max_procs", 1, 4096) or usual.processes,
         memory_bytes=megabytes * _MEBIBYTE if megabytes else usual.memory_bytes,
+        egress=egress_of(environment, "env"),
     )
     return wanted, _count(body, "count", 1, 1000) or 1
 

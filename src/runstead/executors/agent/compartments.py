@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runstead.executors.agent.lanes import LaneCut, connect
-from runstead.model.errors import EntryNotFound, NotRunning, RunsteadError, Unavailable
+from runstead.model.errors import Conflict, EntryNotFound, NotRunning, RunsteadError, Unavailable, Unsupported
 from runstead.model.executions import Compartment, CompartmentLimits
 from runstead.node import rundir
-from runstead.node.compartments import FACTS, FOLDER, SOCKET
+from runstead.node.compartments.attempt import FACTS, FOLDER, SOCKET
 
 _BATCH = 32
 _TRIES = 3
@@ -22,6 +22,14 @@ class Networks(Protocol):
 
     async def claim(self, name: str) -> tuple[str, str]:
         """Return path and address of one; the same one when asked again."""
+        ...
+
+    async def confine(self, name: str, entries: Sequence[str]) -> list[list[str]]:
+        """Let out of one what is listed and nothing else; return [address, name] of the names. Raises Unavailable."""
+        ...
+
+    async def release(self, name: str) -> None:
+        """Give one back, to be taken away."""
         ...
 
     async def reuse(self, name: str) -> None:
@@ -55,6 +63,10 @@ class Compartments:
         wanted = list(dict.fromkeys(ids))
         for one in wanted:
             self.place(one)
+        if limits.egress is not None and self._networks is None:
+            raise Unsupported(
+                "what a part of a job may reach cannot be limited: jobs have no network of their own"
+            )
         there = set((await self._facts(wanted)).keys())
         missing = [one for one in wanted if one not in there]
         batches = [missing[at : at + _BATCH] for at in range(0, len(missing), _BATCH)]
@@ -62,9 +74,10 @@ class Compartments:
         try:
             for batch in batches:  # the networks of one are made while the one before is
                 networks = await self._claim(batch)
+                hosts = await self._confine(batch, limits.egress)
                 if making is not None:
                     await making
-                making = asyncio.create_task(self._make(batch, networks, limits))
+                making = asyncio.create_task(self._make(batch, networks, limits, hosts))
             if making is not None:
                 await making
         except BaseException:
@@ -80,13 +93,27 @@ class Compartments:
             return None
         return [await self._networks.claim(self._network_name(one)) for one in ids]
 
-    async def _make(self, ids: list[str], networks: list[tuple[str, str]] | None, limits: CompartmentLimits) -> None:
+    async def _confine(self, ids: list[str], egress: Sequence[str] | None) -> str | None:
+        """Limit what these may reach, before anything is in them; return the lines for their hosts files."""
+        if egress is None or self._networks is None:
+            return None
+        hosts: list[list[str]] = []
+        try:
+            for one in ids:
+                hosts = await self._networks.confine(self._network_name(one), egress)
+        except Unavailable as error:
+            raise Conflict(error.message) from error
+        return "".join(f"{address} {name}\n" for address, name in hosts)
+
+    async def _make(
+        self, ids: list[str], networks: list[tuple[str, str]] | None, limits: CompartmentLimits, hosts: str | None
+    ) -> None:
         values = {
             "processes": limits.processes,
             "memory_bytes": limits.memory_bytes,
             "cpu_millicores": limits.cpu_millicores,
         }
-        await self._ask({"op": "make", "ids": ids, "networks": networks, "limits": values})
+        await self._ask({"op": "make", "ids": ids, "networks": networks, "limits": values, "hosts": hosts})
 
     async def all(self) -> list[Compartment]:
         """See Inside."""
@@ -96,10 +123,14 @@ class Compartments:
     async def remove(self, ids: Sequence[str]) -> int:
         """See Inside."""
         wanted = [one for one in dict.fromkeys(ids) if len(one) == 16]
+        facts = await self._facts(wanted) if self._networks is not None else {}
         removed = int((await self._ask({"op": "remove", "ids": wanted}))["removed"]) if wanted else 0
         if self._networks is not None:
             for one in wanted:
-                await self._networks.reuse(self._network_name(one))
+                if one in facts and not facts[one].get("confined"):
+                    await self._networks.reuse(self._network_name(one))
+                else:  # half made, or with rules of its own: nobody else is to have it
+                    await self._networks.release(self._network_name(one))
         return removed
 
     def _network_name(self, compartment_id: str) -> str:

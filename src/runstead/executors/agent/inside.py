@@ -20,7 +20,7 @@ from runstead.model.errors import Invalid, NotRunning, RunsteadError, Unsupporte
 from runstead.model.executions import Background, Command, Compartment, CompartmentLimits, FileEntry
 from runstead.model.launches import AttemptState
 from runstead.node import rundir
-from runstead.node.compartments import FACTS
+from runstead.node.compartments.attempt import FACTS
 from runstead.node.inside import agent
 
 _CONNECT_SECONDS = 10.0

@@ -7,7 +7,7 @@ between leaves is found when a host is looked at for the first time by another s
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from secrets import token_hex
 
 from runstead.executors.interface import Executor, Inside
@@ -15,7 +15,7 @@ from runstead.kit.clock import Clock
 from runstead.model.errors import Invalid, NotFound, Unavailable
 from runstead.model.executions import Command, Compartment, CompartmentLimits
 from runstead.model.jobs import Job
-from runstead.model.sandboxes import NewPooledSandbox, PooledSandbox
+from runstead.model.sandboxes import EGRESS, NewPooledSandbox, PooledSandbox
 from runstead.services.sandboxes.activity import Activity
 from runstead.services.sandboxes.entrance import inside_of
 from runstead.services.sandboxes.together import Together
@@ -81,6 +81,7 @@ class Hosts:
         """Make sandboxes; return them, and how many more there is no room for."""
         if not 1 <= count <= MAX_AT_ONCE:
             raise Invalid(f"should be 1 to {MAX_AT_ONCE}, not {count}", "count")
+        egress = _egress(job, wanted)
         host = await self._host(job)
         capacity = job.spec.sandbox.capacity if job.spec.sandbox else None
         free = count if capacity is None else max(capacity - len(host.members) - host.making, 0)
@@ -88,7 +89,9 @@ class Hosts:
         if not fitting:
             return [], count
         try:
-            made = await asyncio.shield(asyncio.create_task(self._add(job, host, wanted, fitting)))
+            made = await asyncio.shield(
+                asyncio.create_task(self._add(job, host, replace(wanted, egress=egress), fitting))
+            )
         except Unavailable:
             return [], count
         return made, count - fitting
@@ -129,7 +132,7 @@ class Hosts:
     async def _make(self, job: Job, host: _Host, wanted: NewPooledSandbox, count: int) -> list[Member]:
         tokens = {token_hex(_ID_BYTES): token_hex(_TOKEN_BYTES) for _ in range(count)}
         ids = list(tokens)
-        limits = CompartmentLimits(processes=wanted.processes, memory_bytes=wanted.memory_bytes)
+        limits = CompartmentLimits(processes=wanted.processes, memory_bytes=wanted.memory_bytes, egress=wanted.egress)
         if limits not in host.make:
             host.make[limits] = Together(lambda batch: self._make_compartments(job, limits, batch), _AT_ONCE)
         compartments = await host.make[limits].ask(ids)
@@ -210,6 +213,16 @@ async def _search_path(inside: Inside) -> str:
         return found.decode("utf-8", "replace") or _USUAL_PATH
     finally:
         await execution.close()
+
+
+def _egress(job: Job, wanted: NewPooledSandbox) -> tuple[str, ...] | None:
+    """Return what a sandbox may reach: what it asks for, within what its host may. Raises Invalid."""
+    allowed = job.spec.sandbox.egress if job.spec.sandbox else None
+    if wanted.egress is None or allowed is None:
+        return allowed if wanted.egress is None else wanted.egress
+    if beyond := [one for one in wanted.egress if one not in allowed]:
+        raise Invalid(f"the host's own list does not have {', '.join(beyond)[:300]}", f"env.{EGRESS}")
+    return wanted.egress
 
 
 def _name(job_id: str, sandbox_id: str) -> str:

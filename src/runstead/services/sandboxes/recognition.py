@@ -61,8 +61,6 @@ class SandboxRules:
             raise Unsupported(f"expose: sandboxes are not possible here: {here.without_ports}")
         if sandbox.snapshots and not here.snapshots:
             raise Unsupported(f"sandboxes cannot be forked here: the {here.kind} executor cannot keep their files")
-        if sandbox.egress is not None and sandbox.mode is Mode.POOL:
-            raise Unsupported(f"environment.{EGRESS}: what the sandboxes of one host may reach cannot be limited yet")
         if sandbox.egress is not None and not here.egress:
             raise Unsupported(
                 f"environment.{EGRESS}: what a sandbox may reach cannot be limited here: jobs have no network of their "
@@ -91,7 +89,7 @@ def recognized(spec: JobSpec, secrets: Collection[str]) -> JobSpec:
             mode=mode,
             idle_seconds=_number(spec.environment, IDLE_TIMEOUT, _LONGEST_IDLE_SECONDS) or None,
             capacity=_number(spec.environment, CAPACITY, _LARGEST_CAPACITY) if mode is Mode.POOL else None,
-            egress=_egress(spec.environment),
+            egress=egress_of(spec.environment, "environment"),
             unmounted=tuple(volume for volume in spec.volumes if _is_client_program(volume)),
         ),
     )
@@ -127,8 +125,11 @@ def _number(environment: Mapping[str, str], name: str, largest: int) -> int | No
     return int(text)
 
 
-def _egress(environment: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return what the sandbox may reach if that is listed: nothing, for an empty list or the word `none`."""
+def egress_of(environment: Mapping[str, str], field: str) -> tuple[str, ...] | None:
+    """Return what a sandbox may reach if that is listed: nothing, for an empty list or the word `none`.
+
+    Raises Invalid, which names the variable in `field`.
+    """
     text = environment.get(EGRESS)
     if text is None:
         return None
@@ -136,12 +137,12 @@ def _egress(environment: Mapping[str, str]) -> tuple[str, ...] | None:
     if entries == ("none",):
         return ()
     if len(entries) > _MOST_TARGETS:
-        raise Invalid(f"at most {_MOST_TARGETS} places, not {len(entries)}", f"environment.{EGRESS}")
+        raise Invalid(f"at most {_MOST_TARGETS} places, not {len(entries)}", f"{field}.{EGRESS}")
     try:
         for one in entries:
             parse_target(one)
     except ValueError as error:
-        raise Invalid(str(error), f"environment.{EGRESS}") from error
+        raise Invalid(str(error), f"{field}.{EGRESS}") from error
     return entries
 
 
