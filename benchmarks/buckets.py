@@ -3,8 +3,9 @@
     python benchmarks/buckets.py [--files 1000000] [--url postgresql://...]
 
 Without a URL the server uses SQLite; a PostgreSQL database given as URL must be empty. Every file has other content;
-the content itself is not there, nothing here reads it. Figures are milliseconds on the client's side, of the first
-time and of the others, and the processor time that the server took on average; on a busy machine only that counts.
+that of the files that are there from the start is not there, nothing here reads it, and that of batches is uploaded
+right before, as clients do it. Figures are milliseconds on the client's side, of the first time and of the others, and
+the processor time that the server and the database's processes took, as the median; on a busy machine only that counts.
 """
 
 import argparse
@@ -12,14 +13,17 @@ import asyncio
 import hashlib
 import http.client
 import json
+import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psycopg
 from server import Bench, bench_server
 
 from runstead.model.buckets import Bucket, NewFile
@@ -27,8 +31,12 @@ from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.content import SqlContentStore
 from runstead.stores.interface import StoredFile
 from runstead.stores.opening import open_database
-from runstead.xet.hashes import hash_to_text
-from runstead.xet.terms import Terms
+from runstead.xet.compression import Scheme
+from runstead.xet.hashes import file_hash as hash_of_file
+from runstead.xet.hashes import hash_to_text, range_hash
+from runstead.xet.shard import FileEntry, Shard, block_of, write_shard
+from runstead.xet.terms import Term, Terms, terms_of
+from runstead.xet.xorb_builder import XorbBuilder
 
 NOW = datetime.now(UTC)
 AT_ONCE = 5000
@@ -91,6 +99,34 @@ class Client:
         assert len(json.loads(self.call("GET", self._pages.get(listing, listing)))) == 1000
         self._pages[listing] = "/api" + self._link.partition("/api")[2].partition(">")[0] if self._link else listing
 
+    def upload(self, count: int) -> list[bytes]:
+        """Upload that many small files that nobody has, and return their hashes in no order."""
+        builder, salt = XorbBuilder(), os.urandom(8)
+        chunks = [builder.add(b"%d %s" % (number, salt), Scheme.NONE) for number in range(count)]
+        xorb = builder.finish()
+        files = [
+            FileEntry(hash_of_file(chunk, [length]), terms_of([Term(xorb.facts.xorb_hash, at, at + 1, length)]))
+            for at, (chunk, length) in enumerate(zip(chunks, xorb.facts.layout.chunk_lengths(), strict=True))
+        ]
+        proven = [FileEntry(f.file_hash, f.terms, range_hash(chunk)) for f, chunk in zip(files, chunks, strict=True)]
+        shard = Shard(
+            tuple(sorted(proven, key=lambda f: f.file_hash)), (block_of(xorb.facts, xorb.facts.chunk_hashes),)
+        )
+        token = json.loads(self.call("GET", "/api/buckets/BUCKET/xet-write-token"))
+        cas = "/xet/" + token["casUrl"].partition("/xet/")[2]
+        headers = {"Authorization": f"Bearer {token['accessToken']}"}
+        for where, body in (
+            (f"xorbs/default/{hash_to_text(xorb.facts.xorb_hash)}", xorb.body),
+            ("shards", write_shard(shard)),
+        ):
+            self._connection.request("POST", f"{cas}/v1/{where}", body, headers)
+            answer = self._connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+        hashes = [f.file_hash for f in files]
+        random.shuffle(hashes)
+        return hashes
+
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         self._connection.close()
@@ -100,27 +136,72 @@ class Client:
         assert not json.loads(self.call("POST", "/api/buckets/BUCKET/batch", body))["failed"]
 
 
-def add(path: str, number: int) -> dict[str, Any]:
-    return {"type": "addFile", "path": path, "xetHash": hash_to_text(file_hash(number)), "mtime": 1_700_000_000_000}
+def add(path: str, content: bytes) -> dict[str, Any]:
+    return {"type": "addFile", "path": path, "xetHash": hash_to_text(content), "mtime": 1_700_000_000_000}
 
 
-def timed(bench: Bench, name: str, action: Callable[[int], object]) -> None:
+class Processors:
+    """What the server and the processes of its database have used of the processors."""
+
+    def __init__(self, bench: Bench, url: str | None) -> None:
+        self._pid = bench.pid
+        self._postmaster = None if url is None else _postmaster(url)
+
+    def milliseconds(self) -> float:
+        return sum(self._used(pid) for pid in (self._pid, *self._of_database()))
+
+    def _of_database(self) -> Iterator[int]:
+        if self._postmaster is not None:
+            for path in Path("/proc").glob("[0-9]*/stat"):
+                try:
+                    if int(path.read_text().rpartition(")")[2].split()[1]) == self._postmaster:
+                        yield int(path.parent.name)
+                except OSError:
+                    continue  # it ended meanwhile
+
+    def _used(self, pid: int) -> float:
+        try:
+            tasks = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+        except OSError:
+            return 0
+        return sum(int(text.split()[0]) for text in tasks) / 1e6
+
+
+def _postmaster(url: str) -> int | None:
+    """Return the server's process if it runs on this machine."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SHOW data_directory").fetchone()
+    try:
+        return int(Path(row[0] if row else "", "postmaster.pid").read_text().split()[0])
+    except OSError:
+        return None
+
+
+def timed(used: Processors, name: str, action: Callable[[Any], object], prepare: Callable[[int], Any] = int) -> None:
     times: list[float] = []
-    cpu = bench.cpu_seconds()
+    cpu: list[float] = []
     for number in range(ROUNDS):
-        began = time.perf_counter()
-        action(number)
+        prepared = prepare(number)
+        time.sleep(0.05)  # until what was prepared is settled
+        before, began = used.milliseconds(), time.perf_counter()
+        action(prepared)
         times.append((time.perf_counter() - began) * 1e3)
-    cpu_ms = (bench.cpu_seconds() - cpu) / ROUNDS * 1e3
+        time.sleep(0.05)
+        cpu.append(used.milliseconds() - before)
     print(
-        f"{name:40}{times[0]:8.1f}{median(times[1:]):10.1f}{min(times[1:]):10.1f}{max(times[1:]):10.1f}{cpu_ms:12.1f}"
+        f"{name:40}{times[0]:8.1f}{median(times[1:]):10.1f}{min(times[1:]):10.1f}{max(times[1:]):10.1f}"
+        f"{median(cpu):12.1f}"
     )
 
 
-def measure(bench: Bench, client: Client, files: int) -> None:
+def measure(bench: Processors, client: Client, files: int) -> None:
     pick = random.Random(1)
-    new = iter(range(files, files + ROUNDS * 2000))
+    known = iter(range(files, files + ROUNDS * 2000))
     step = files // ROUNDS
+
+    def anywhere() -> list[str]:
+        return [path(number) for number in pick.sample(range(files), 1000)]
+
     timed(bench, "tree, recursive, page of 1000", lambda _: client.next_page("/api/buckets/BUCKET/tree"))
     timed(
         bench,
@@ -142,23 +223,42 @@ def measure(bench: Bench, client: Client, files: int) -> None:
             json.dumps({"paths": [path(pick.randrange(files)) for _ in range(1000)]}).encode(),
         ),
     )
-    timed(bench, "batch: add 1000", lambda n: client.batch([add(f"new/{n}/{i}", next(new)) for i in range(1000)]))
+    timed(bench, "HEAD of a file", lambda n: client.call("HEAD", f"/buckets/BUCKET/resolve/{path(n * step)}"))
+    timed(
+        bench,
+        "batch: add 1000",
+        client.batch,
+        lambda n: [add(f"new/{n}/{i}", content) for i, content in enumerate(client.upload(1000))],
+    )
     timed(
         bench,
         "batch: overwrite 1000 anywhere",
-        lambda _: client.batch([add(path(pick.randrange(files)), next(new)) for _ in range(1000)]),
+        client.batch,
+        lambda _: [add(*each) for each in zip(anywhere(), client.upload(1000), strict=True)],
+    )
+    timed(
+        bench,
+        "the same, uploaded to another server",
+        client.batch,
+        lambda _: [add(path, file_hash(next(known))) for path in anywhere()],
     )
     timed(
         bench,
         "batch: delete 1000",
-        lambda n: client.batch([{"type": "deleteFile", "path": f"new/{n}/{i}"} for i in range(1000)]),
+        client.batch,
+        lambda n: [{"type": "deleteFile", "path": f"new/{n}/{i}"} for i in range(1000)],
     )
-    timed(bench, "batch: add 1", lambda n: client.batch([add(f"one/{n}", n)]))
+    timed(
+        bench,
+        "batch: delete 1000 anywhere",
+        client.batch,
+        lambda _: [{"type": "deleteFile", "path": path} for path in anywhere()],
+    )
+    timed(bench, "batch: add 1", client.batch, lambda n: [add(f"one/{n}", content) for content in client.upload(1)])
     timed(bench, "info", lambda _: client.call("GET", "/api/buckets/BUCKET"))
-    timed(bench, "HEAD of a file", lambda n: client.call("HEAD", f"/buckets/BUCKET/resolve/{path(n * step)}"))
 
 
-def told_after(bench: Bench, bucket: str, client: Client) -> None:
+def told_after(bench: Bench, used: Processors, bucket: str, client: Client) -> None:
     """How long after a batch is sent its change arrives at somebody who follows."""
     connection = http.client.HTTPConnection(bench.host, bench.port, timeout=30)
     connection.request("GET", f"/api/buckets/{bucket}/events", headers={"Authorization": f"Bearer {bench.token}"})
@@ -171,13 +271,13 @@ def told_after(bench: Bench, bucket: str, client: Client) -> None:
 
     assert next_event() == "ready"
 
-    def change(number: int) -> None:
-        thread = threading.Thread(target=client.batch, args=([add("told", number)],))
+    def change(content: bytes) -> None:
+        thread = threading.Thread(target=client.batch, args=([add("told", content)],))
         thread.start()
         assert next_event() == "changes"
         thread.join()
 
-    timed(bench, "a change told to a follower", change)
+    timed(used, "a change told to a follower", change, lambda _: client.upload(1)[0])
 
 
 def main() -> None:
@@ -194,9 +294,10 @@ def main() -> None:
         asyncio.run(fill(url, bucket, wanted.files, ROUNDS * 2000))
         client.close()
         print(f"{wanted.files:,} files in one bucket, put there in {time.perf_counter() - began:.1f} s")
-        print(f"{'milliseconds':40}{'first':>8}{'median':>10}{'least':>10}{'largest':>10}{'server CPU':>12}")
-        measure(bench, client, wanted.files)
-        told_after(bench, bucket, client)
+        print(f"{'milliseconds':40}{'first':>8}{'median':>10}{'least':>10}{'largest':>10}{'CPU':>12}")
+        used = Processors(bench, wanted.url)
+        measure(used, client, wanted.files)
+        told_after(bench, used, bucket, client)
         print(f"{'resident memory of the server':44} {bench.resident_bytes() / 1e6:7.0f} MB")
 
 
