@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,7 +15,10 @@ from typing import Any
 import pytest
 
 from runstead.openenv import EnvironmentDied, EnvironmentNotReady, EnvironmentNotStarted, JobsProvider
+from runstead.openenv.jobs import _pauses
 from runstead.openenv.leases import LEASES
+
+SLOW = 299
 
 
 class Hub(ThreadingHTTPServer):
@@ -28,6 +33,7 @@ class Hub(ThreadingHTTPServer):
         self.cancel_faults = 0
         self.health: list[int] = []  # the next answers of the environment; the last one stays
         self.stage, self.message = "RUNNING", None
+        self.late = threading.Event()  # lets slow answers go
 
     @property
     def url(self) -> str:
@@ -49,6 +55,8 @@ class Answering(BaseHTTPRequestHandler):
         elif path.startswith("/api/jobs/alice/"):
             self.say(200, hub.jobs[0] | {"status": {"stage": hub.stage, "message": hub.message}})
         elif path.endswith("/health"):
+            if hub.health[0] == SLOW:
+                hub.late.wait(60)
             self.say(hub.health.pop(0) if len(hub.health) > 1 else hub.health[0], {})
         else:
             self.say(404, {"error": "not here"})
@@ -105,6 +113,7 @@ def hub() -> Iterator[Hub]:
     server.health = [200]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
+    server.late.set()
     server.shutdown()
     server.server_close()
 
@@ -165,6 +174,26 @@ def test_what_is_slow_to_answer_is_waited_for(hub: Hub) -> None:
     with provider(hub) as environments:
         environments.wait_for_ready(environments.start_container("echo:latest"), 30)
     assert hub.health == [200]
+
+
+@pytest.mark.parametrize("fault", ["refused", "slow", "erroring"])
+def test_waiting_uses_its_whole_time(hub: Hub, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runstead.openenv.provider._ANSWER_SECONDS", 0.2)
+    hub.health = [SLOW if fault == "slow" else 500]
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        closed = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    with provider(hub) as environments:
+        url = environments.start_container("echo:latest")
+        began = time.monotonic()
+        with pytest.raises(EnvironmentNotReady, match=r"within 1\.5 s"):
+            environments.wait_for_ready(closed if fault == "refused" else url, 1.5)
+        assert time.monotonic() - began >= 1.5
+
+
+def test_pauses_grow_up_to_a_limit_and_are_left_to_chance() -> None:
+    assert _pauses(7, lambda: 1.0) == [0.25, 0.5, 1, 2, 4, 8, 8]
+    assert _pauses(7, lambda: 0.0) == [0.125, 0.25, 0.5, 1, 2, 4, 4]
+    assert _pauses(3) != _pauses(3)
 
 
 def test_a_job_that_never_runs_is_ended(hub: Hub) -> None:

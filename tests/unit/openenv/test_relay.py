@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
@@ -26,6 +26,11 @@ class Environment(BaseHTTPRequestHandler):
     """Answers with the status that the path names; drops the connection at `/drop`, and in the middle at `/half`."""
 
     protocol_version = "HTTP/1.1"
+    connections: ClassVar[list[object]] = []
+
+    def setup(self) -> None:
+        super().setup()
+        self.connections.append(self.client_address)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -125,6 +130,14 @@ def test_what_the_environment_says_passes(relay: Relay, http: str, job: Job, sta
     assert (answer.status_code, answer.text) == (status, f"my own /at/{status}?a=b%20c")
     assert answer.headers["x-from"] == "environment"
     assert "x-runstead-cause" not in answer.headers
+
+
+def test_connections_are_kept_for_the_next_request(relay: Relay, http: str, job: Job) -> None:
+    url, other = join(relay, http, job), join(relay, http, job, "j2")
+    before = len(Environment.connections)
+    for number in range(10):
+        assert get(f"{(url, other)[number % 2]}/200").status_code == 200
+    assert len(Environment.connections) == before + 1
 
 
 def test_cookies_are_the_clients_alone(relay: Relay, http: str, job: Job) -> None:
