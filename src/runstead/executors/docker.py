@@ -10,12 +10,13 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from runstead.executors.cdi import NVIDIA
 from runstead.executors.engine_images import EngineImages, unreachable
 from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities
@@ -37,6 +38,9 @@ USUAL_SOCKETS = (
 _NO_WAY_IN = (
     "there is no way into containers of this engine: that needs an engine whose containers are processes of this "
     "machine, made by runc or crun, and a server that runs as root (executor.kind = docker)"
+)
+_NO_GPUS = (
+    "GPUs are not given to jobs: the engine knows neither device descriptions (Docker 25, CDI) nor NVIDIA's runtime"
 )
 _ENTERABLE = ("crun", "runc", "io.containerd.runc.v2", "nvidia")  # runtimes whose containers are just processes
 _SECONDS = 30.0
@@ -174,11 +178,13 @@ class DockerExecutor(NativeExecutor):
             ulimits=list(self._ulimits),
             entered=self._entered,
             machine=str(self._info.get("Architecture") or ""),
+            gpus=gpu_options(self._info, launch.gpu_ids) or {},
         )
         return Root(engine=container)
 
     def _describe(self, found: Capabilities) -> Capabilities:
-        missing = ["GPUs are not given to jobs by this executor"] if self._machine and self._machine.gpus else []
+        lacking = self._machine and self._machine.gpus and gpu_options(self._info, ("0",)) is None
+        missing = [_NO_GPUS] if lacking else []
         return replace(
             found,
             images=True,
@@ -203,14 +209,17 @@ class DockerExecutor(NativeExecutor):
 
     def _smaller(self, machine: Machine | None) -> Machine | None:
         """Return the machine as the engine sees it, which may be a part of it, without what jobs cannot have."""
-        if machine is None or machine is self._settings.machine:
-            return None if machine is None else replace(machine, gpus=())
+        if machine is None:
+            return None
+        gpus = machine.gpus if gpu_options(self._info, ("0",)) is not None else ()
+        if machine is self._settings.machine:
+            return replace(machine, gpus=gpus)
         processors, memory = self._info.get("NCPU") or 0, self._info.get("MemTotal") or 0
         return replace(
             machine,
             cpu_millicores=min(machine.cpu_millicores, processors * 1000) or machine.cpu_millicores,
             memory_bytes=min(machine.memory_bytes, memory) or machine.memory_bytes,
-            gpus=(),
+            gpus=gpus,
         )
 
     # The engine
@@ -278,6 +287,23 @@ def _can_enter(info: Mapping[str, Any]) -> bool:
     here = platform.uname()
     same = (info.get("KernelVersion"), info.get("Name")) == (here.release, here.node)
     return syscalls.LINUX and os.geteuid() == 0 and same and info.get("DefaultRuntime") in _ENTERABLE
+
+
+def gpu_options(info: Mapping[str, Any], gpu_ids: Sequence[str]) -> dict[str, Any] | None:
+    """Return what an engine's HostConfig says so that a container gets these GPUs; None where the engine cannot.
+
+    Docker has device descriptions (CDI) since 25 and says where it looks for them; before, and without them, NVIDIA's
+    own runtime does it.
+    """
+    if not gpu_ids:
+        return {}
+    if info.get("CDISpecDirs"):
+        names = [f"{NVIDIA}={gpu_id}" for gpu_id in gpu_ids]
+        return {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": names}]}
+    if "nvidia" in (info.get("Runtimes") or {}):
+        wanted = {"Driver": "nvidia", "DeviceIDs": list(gpu_ids), "Capabilities": [["gpu", "utility", "compute"]]}
+        return {"DeviceRequests": [wanted]}
+    return None
 
 
 def _ulimit(text: str) -> list[str | int]:

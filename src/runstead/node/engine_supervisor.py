@@ -158,6 +158,7 @@ class EngineSupervisor(Supervisor):
                 for source, target, mode in [*request.mounts, *([path, path, "ro"] for path in asked.binds)]
             ],
         }
+        host |= asked.gpus
         if request.memory_bytes:
             host["Memory"] = host["MemorySwap"] = request.memory_bytes
         if request.cpu_millicores:

@@ -124,6 +124,7 @@ class EngineContainer:
         "binds",
         "entered",
         "environment",
+        "gpus",
         "image",
         "instance",
         "machine",
@@ -148,6 +149,7 @@ class EngineContainer:
         ulimits: "list[list[Any]]",
         entered: bool,
         machine: str,
+        gpus: "dict[str, Any]",
     ) -> None:
         self.socket = socket  # path
         self.name = name  # of the container
@@ -159,6 +161,7 @@ class EngineContainer:
         self.shared_memory_bytes = shared_memory_bytes  # of /dev/shm
         self.ulimits = ulimits  # [name, soft, hard]
         self.machine = machine  # kind of its processors
+        self.gpus = gpus  # what the engine is told about GPUs, as part of its HostConfig
         self.entered = entered  # whether its processes are this machine's, so that we can go in
 
 

@@ -27,6 +27,25 @@ from runstead.node.request import ENGINE, EngineContainer, Request
 def test_the_last_word(
     tmp_path: Path, asked: str | None, state: dict[str, Any], reason: str, number: int | None, words: str | None
 ) -> None:
+    supervisor, path = _supervisor(tmp_path)
+    supervisor._reason, supervisor._state = asked, state
+    supervisor._finish()
+    record = json.loads((path / rundir.EXIT).read_text())
+    assert (record["reason"], record["signal"]) == (reason, number)
+    assert record["message"] is None if words is None else words in record["message"]
+
+
+def test_what_the_engine_is_asked_for(tmp_path: Path) -> None:
+    supervisor, _ = _supervisor(tmp_path)
+    body = supervisor._wanted(init=True)
+    assert (body["Image"], body["Entrypoint"], body["Cmd"]) == ("x", ["x"], [])
+    host = body["HostConfig"]
+    assert host["DeviceRequests"] == [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=0"]}]
+    assert (host["Memory"], host["MemorySwap"], host["NetworkMode"]) == (64 << 20, 64 << 20, "none")
+    assert (host["SecurityOpt"], host["CapDrop"]) == (["no-new-privileges"], ["NET_RAW"])
+
+
+def _supervisor(tmp_path: Path) -> tuple[EngineSupervisor, Path]:
     container = EngineContainer(
         socket=str(tmp_path / "none.sock"),
         name="x",
@@ -39,6 +58,7 @@ def test_the_last_word(
         ulimits=[],
         entered=True,
         machine="amd64",
+        gpus={"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=0"]}]},
     )
     request = Request(
         job_id="a" * 24,
@@ -70,9 +90,4 @@ def test_the_last_word(
     parent.mkdir(parents=True)
     lock = rundir.create(str(parent), "a-1", {})
     assert lock is not None
-    supervisor = EngineSupervisor(request, str(tmp_path), str(parent / "a-1"), lock, None)
-    supervisor._reason, supervisor._state = asked, state
-    supervisor._finish()
-    record = json.loads((parent / "a-1" / rundir.EXIT).read_text())
-    assert (record["reason"], record["signal"]) == (reason, number)
-    assert record["message"] is None if words is None else words in record["message"]
+    return EngineSupervisor(request, str(tmp_path), str(parent / "a-1"), lock, None), parent / "a-1"

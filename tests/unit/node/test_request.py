@@ -98,6 +98,7 @@ def test_what_an_engine_is_asked_survives_the_journey() -> None:
         ulimits=[["nofile", 1, 2]],
         entered=True,
         machine="amd64",
+        gpus={},
     )
     message = framing.decode(framing.encode(sent.to_message())[4:])
     assert Request.from_message(message).to_message() == sent.to_message()
