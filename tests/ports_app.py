@@ -11,6 +11,10 @@ import socket
 import sys
 
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+STEPS = asyncio.Semaphore(0)  # each lets one more event go
+closed: list[tuple[int | None, str | None]] = []  # how WebSockets ended, as this side saw it
 
 
 async def read_body(reader: asyncio.StreamReader, fields: dict[str, str]) -> tuple[bytes, dict[str, str]]:
@@ -50,6 +54,13 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             while await reader.read(65536):
                 pass
         return False
+    if path == "/converse":  # says each piece again before there is another one
+        writer.write(head("200 OK", "Transfer-Encoding: chunked"))
+        while size := int(await reader.readline(), 16):
+            writer.write(b"%x\r\n%b" % (size, await reader.readexactly(size + 2)))
+        writer.write(b"0\r\n\r\n")
+        await reader.readline()
+        return True
     if path == "/continue" and fields.get("expect") == "100-continue":
         writer.write(head("100 Continue"))
     if path == "/upload":
@@ -71,10 +82,12 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             for number in range(5):
                 text = f"data: {number}\n\n".encode()
                 writer.write(b"%x\r\n%b\r\n" % (len(text), text))
-                await writer.drain()
-                await reader.readexactly(1) if query == "stepwise" else await asyncio.sleep(0.05)
+                await STEPS.acquire()
             writer.write(b"0\r\n\r\n")
             return True
+        case "/step":
+            STEPS.release()
+            body = b"{}"
         case "/trailers":
             writer.write(head("200 OK", "Transfer-Encoding: chunked", "Trailer: X-Sum"))
             writer.write(b"5;some=extension\r\nhello\r\n0\r\nX-Sum: 5\r\n\r\n")
@@ -165,11 +178,27 @@ async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def echo(connection: ServerConnection) -> None:
-    async for message in connection:
-        if message == "close":
+    try:
+        async for message in connection:
+            await reply(connection, message)
+    except ConnectionClosed:
+        pass
+    closed.append((connection.close_code, connection.close_reason))
+
+
+async def reply(connection: ServerConnection, message: str | bytes) -> None:
+    match message:
+        case "close":
             await connection.close(4321, "as asked")
-            return
-        await connection.send(message)
+        case "ping":
+            await (await connection.ping(b"and you"))
+            await connection.send("there was a pong")
+        case "how did the last one end":
+            while not closed:
+                await asyncio.sleep(0.01)  # its end may still be on the way
+            await connection.send(json.dumps(closed[-1]))
+        case _:
+            await connection.send(message)
 
 
 async def main() -> None:
