@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from runstead.mcp import arguments, jobs, schedules
+from runstead.mcp import arguments, jobs, schedules, submitting
 from runstead.mcp.call import Call, Done, Operation
 
 _JOB: Mapping[str, Any] = {"job_id": "JOB_ID"}
@@ -15,13 +15,13 @@ _TABLE: dict[str, tuple[str, type[BaseModel], Callable[[Call, Any], Awaitable[Do
     "run": (
         "run a command in a Docker image",
         arguments.Run,
-        jobs.run,
+        submitting.run,
         {"image": "python:3.12", "command": ["python", "-c", "print('hello')"], "timeout": "10m"},
     ),
     "uv": (
         "run a Python script with the packages it needs",
         arguments.Uv,
-        jobs.uv,
+        submitting.uv,
         {"script": "import six\nprint(six.__version__)\n", "dependencies": ["six"], "timeout": "10m"},
     ),
     "ps": ("list jobs, newest first", arguments.Ps, jobs.ps, {"all": True, "limit": 10}),
@@ -30,7 +30,7 @@ _TABLE: dict[str, tuple[str, type[BaseModel], Callable[[Call, Any], Awaitable[Do
     "wait": ("wait for the end of a job", arguments.WaitFor, jobs.wait, {**_JOB, "wait_seconds": 50}),
     "cancel": ("end a job", arguments.Cancel, jobs.cancel, _JOB),
     "stats": ("show what a running job uses", arguments.Stats, jobs.stats, _JOB),
-    "rerun": ("submit a job again as it was, with its secrets", arguments.Rerun, jobs.rerun, _JOB),
+    "rerun": ("submit a job again as it was, with its secrets", arguments.Rerun, submitting.rerun, _JOB),
     "labels": ("name a job and label it", arguments.Labels, jobs.labels, {**_JOB, "labels": {"project": "demo"}}),
     "hardware": ("list the flavors and what they cost", arguments.NoArguments, jobs.hardware, {}),
     "scheduled run": (

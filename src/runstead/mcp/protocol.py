@@ -30,7 +30,7 @@ _TOOLS = [
         description=help.DESCRIPTION,
         input_schema=tools.JOBS_INPUT,
         output_schema=schema(Result),
-        # Of all that its operations do: some change, some end a job or take a schedule away, two submit anew.
+        # Of all that its operations do: some change, some end a job or take a schedule away, some submit anew.
         annotations=types.ToolAnnotations(
             title="Jobs", read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True
         ),

@@ -6,7 +6,6 @@ from runstead.mcp import rendering, wire
 from runstead.mcp.arguments import OneSchedule, Reschedule, ScheduledLabels, ScheduledPs, ScheduledRun, ScheduledUv
 from runstead.mcp.call import Call, Done
 from runstead.mcp.hub import job_path
-from runstead.mcp.jobs import script_body, shell_words, with_script
 from runstead.mcp.outcome import (
     AcknowledgementOutcome,
     JobOutcome,
@@ -16,6 +15,7 @@ from runstead.mcp.outcome import (
 )
 from runstead.mcp.resources import log_link
 from runstead.mcp.scripts import Script
+from runstead.mcp.submitting import script_body, shell_words, with_script
 
 
 async def run(call: Call, args: ScheduledRun) -> Done:
