@@ -25,7 +25,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from contract.test_executors import ROWS
 
-    names = {metafunc.function.__name__, metafunc.module.__name__.rpartition(".")[2]}
+    name, module = metafunc.function.__name__, metafunc.module.__name__.rpartition(".")[2]
+    names = {module, f"{module}.{name}", name}
     rows = [row for row in ROWS if not row.only or names & set(row.only)]
     metafunc.parametrize("site", rows, ids=[row.name for row in rows], indirect=True)
 

@@ -92,9 +92,29 @@ def _docker(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
     return DockerExecutor(data_dir, DockerSettings(native, socket=socket, ulimits=engines.ULIMITS), wake)
 
 
-# Where the container is not of our making, the agent inside has another way in; the rest is as elsewhere, or tested in
-# `test_containers.py`.
-_INSIDE = ("test_inside_attempts", "test_inside_files", "test_inside_ports", "test_inside_programs")
+# Where the container is not of our making, the agent inside has another way in; what does not depend on that is as
+# elsewhere, or tested in `test_containers.py`. With RUNSTEAD_TEST_EXECUTORS=all the whole suites of the inside are run.
+_INSIDE = (
+    "test_inside_attempts",
+    "test_inside_ports",
+    "test_inside_files.test_files_are_written_and_read",
+    "test_inside_files.test_folders_are_listed_by_many_at_once",
+    "test_inside_files.test_links_lead_nowhere_but_inside",
+    "test_inside_programs.test_a_program_runs_and_its_output_and_end_are_told",
+    "test_inside_programs.test_programs_have_the_environment_of_the_attempt_under_their_own",
+    "test_inside_programs.test_what_cannot_be_executed_says_why",
+    "test_inside_programs.test_process_conventions",
+    "test_inside_programs.test_a_program_has_the_rights_of_the_command_and_not_more",
+    "test_inside_programs.test_limits_of_the_attempt_hold_for_programs",
+    "test_inside_programs.test_a_daemon_that_was_left_behind_is_not_killed_by_what_comes_after",
+    "test_inside_programs.test_the_whole_tree_is_killed",
+    "test_inside_programs.test_a_tree_in_the_background_is_killed",
+    "test_inside_programs.test_a_task_that_is_cancelled_leaves_no_program",
+    "test_inside_programs.test_a_terminal_is_typed_into_and_resized",
+    "test_inside_programs.test_programs_as_other_users",
+    "test_inside_programs.test_a_program_in_the_background_with_a_time_limit",
+    *(("test_inside_files", "test_inside_programs") if os.environ.get("RUNSTEAD_TEST_EXECUTORS") == "all" else ()),
+)
 # Of an engine's containers less can be promised: no signal's number, only exit codes, and not whether a command
 # that is missing was never executed or ended with a shell's code, nor the order of lines on two streams. Some of the
 # rest needs a network, or uv in the image.
