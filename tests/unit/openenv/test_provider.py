@@ -271,7 +271,7 @@ def test_to_this_machine_they_may(endpoint: str) -> None:
 
 
 TRAINER = """
-import os, signal, sys
+import signal, sys
 from runstead.openenv import JobsProvider
 environments = JobsProvider(
     endpoint=sys.argv[1], token="hf_secret", namespace="alice", access="relay", lease_seconds=600, command=["serve"]
@@ -282,7 +282,7 @@ environments.start_container("echo:latest")
 
 @pytest.mark.parametrize(
     ("end", "code"),
-    [("", 0), ("sys.exit(3)", 3), ("raise ValueError", 1), ("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT)],
+    [("", 0), ("sys.exit(3)", 3), ("raise ValueError", 1), ("signal.raise_signal(signal.SIGINT)", -signal.SIGINT)],
     ids=["its last line", "an exit", "an error", "an interrupt"],
 )
 def test_what_is_still_referenced_ends_with_the_process(hub: Hub, end: str, code: int) -> None:
