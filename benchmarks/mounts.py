@@ -1,6 +1,6 @@
 """A mounted bucket beside a bind mount of the same files, and beside the store's own plain GET and client.
 
-    sudo python benchmarks/mounts.py [--mb 1000] [--files 2000] [--rounds 3] [--only warm,cold,write,flush,start]
+    sudo python benchmarks/mounts.py [--mb 1000] [--files 2000] [--rounds 3] [--only warm,cold,write,flush,start,cost]
 
 Prints medians and ratios. Server, mount and reader share this machine; cold reads move bytes over the loopback.
 """
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=1000)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="warm,cold,write,flush,start")
+    parser.add_argument("--only", default="warm,cold,write,flush,start,cost")
     arguments = parser.parse_args()
     missing = fuse.problem()
     if missing is not None:
@@ -141,6 +141,8 @@ async def measure(folder: Path, arguments: argparse.Namespace) -> None:
             await flush(site, folder, arguments.mb, arguments.rounds)
         if "start" in chosen:
             await start(site)
+        if "cost" in chosen:
+            await cost(site, arguments.files)
         await memory(site)
     finally:
         syscalls.unmount(str(bound), syscalls.MNT_DETACH)
@@ -241,8 +243,70 @@ async def start(site: Site) -> None:
     print(f"prepare one volume, ms: {statistics.median(took):.1f} (worst {max(took):.1f})", flush=True)
 
 
+async def cost(site: Site, files: int) -> None:
+    """Processor time of small files, which says something on a busy machine too."""
+    data = random.Random(5).randbytes(8 << 20)
+    root = await site.mount()
+    (root / "cost").mkdir()
+
+    def write_all() -> None:
+        for number in range(files):
+            (root / "cost" / str(number)).write_bytes(data[number : number + 20_000])
+
+    spent = await programs(site)
+    await asyncio.to_thread(write_all)
+    await site.flush(root)
+    show_cost("written, until all are in the bucket", spent, await programs(site), files)
+    await site.empty_cache()
+    again = await site.mount(read_only=True)
+    for what in ("read cold", "read warm"):
+        spent = await programs(site)
+        await asyncio.to_thread(small_files, again / "cost")
+        show_cost(what, spent, await programs(site), files)
+
+
+async def programs(site: Site) -> dict[str, float]:
+    """Return the seconds of processor time that each of our programs has had, with those it started."""
+    daemon = await pid_of_daemon(site)
+    ours = os.times()
+    return {
+        "daemon": processor_seconds(daemon),
+        "uploader": sum(processor_seconds(child) for child in children(daemon)),
+        "server": processor_seconds(site.process.pid) + sum(map(processor_seconds, children(site.process.pid))),
+        "reader or writer": ours.user + ours.system,
+    }
+
+
+def show_cost(what: str, before: dict[str, float], after: dict[str, float], files: int) -> None:
+    each = {name: (after[name] - before[name]) / files * 1000 for name in before}
+    print(f"small files {what}, ms of processor each: {sum(each.values()):.2f} (", end="")
+    print(", ".join(f"{name} {value:.2f}" for name, value in each.items()) + ")", flush=True)
+
+
+def processor_seconds(pid: int) -> float:
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def children(pid: int) -> list[int]:
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    found = [other for other in pids if (fields := _stat(other)) and int(fields[1]) == pid]
+    return found + [below for child in found for below in children(child)]
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+async def pid_of_daemon(site: Site) -> int:
+    return int((await site.provider._ask(site.provider._name, {"op": "hello"}, 10))["pid"])
+
+
 async def memory(site: Site) -> None:
-    pid = (await site.provider._ask(site.provider._name, {"op": "hello"}, 10))["pid"]
+    pid = await pid_of_daemon(site)
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     found = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines if line.startswith(("VmHWM", "VmRSS"))}
     print(f"daemon, MiB: {found['VmRSS']} now, {found['VmHWM']} at most", flush=True)
