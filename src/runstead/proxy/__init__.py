@@ -11,5 +11,7 @@ A connection of the server is a `door.Door`. It reads the head of each request; 
   the address of the port cut off the path, or names where in the job the bytes of the request shall go (`Onward`);
 - nowhere, with an answer that says why (`answers.py`).
 
-Everything else on the connection is the server's own business and is served as if there were no proxy.
+Everything else on the connection is the server's own business (`own.py`) and is served as if there were no proxy, but
+for the end of connections: whoever answers before the end of an upload, the rest of it is read before the connection is
+closed, or the answer would be lost.
 """
