@@ -1,14 +1,17 @@
 """Sandboxes: how fast they come, run commands and move files; how many fit a minute. Peer: podman run and podman exec.
 
-    .venv/bin/python benchmarks/sandboxes.py [--quick] [--raw FILE] [create run files pool fork podman]
+    .venv/bin/python benchmarks/sandboxes.py [--quick] [--raw FILE] [create warm run files pool fork podman]
 
 Each server's images are local before anything is measured. Times in ms: p50, p95, p99; `--raw` keeps every single one.
+Pools and forks also say what processor time one of them costs: the client's, the server's, and that of everything
+beside where control groups count it. On a busy machine only that means something.
 The peer does the same work on the same machine in the same run: a container of the same files, a command in it.
 """
 
 import http.client
 import json
 import os
+import resource
 import secrets
 import shutil
 import subprocess
@@ -34,6 +37,7 @@ QUICK = "--quick" in sys.argv
 RAW = Path(sys.argv[sys.argv.index("--raw") + 1]) if "--raw" in sys.argv else None
 TIMES = 30 if QUICK else 100
 MEBIBYTE = 2**20
+PREPARED = "oci, prepared"  # the server that has containers waiting
 
 raw: dict[str, list[float]] = {}
 
@@ -50,6 +54,41 @@ def timed(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+class Processor:
+    """Processor time of this process, of a server, and of all that either started, in ms for each of so many."""
+
+    def __init__(self, bench: Bench, count: int) -> None:
+        self._bench = bench
+        self._count = count
+        self._before = self._now()
+
+    def __str__(self) -> str:
+        spent = [(now - before) * 1000 / self._count for now, before in zip(self._now(), self._before, strict=True)]
+        if GROUP is None:
+            return f"client {spent[1]:.1f}, server {spent[2]:.1f} ms of processor"
+        beside = spent[0] - spent[1] - spent[2]
+        return f"client {spent[1]:.1f}, server {spent[2]:.1f}, beside {beside:.1f} ms of processor"
+
+    def _now(self) -> tuple[float, float, float]:
+        mine = resource.getrusage(resource.RUSAGE_SELF)
+        all_of_it = int((GROUP / "cpuacct.usage").read_text()) / 1e9 if GROUP is not None else 0.0
+        return all_of_it, mine.ru_utime + mine.ru_stime, self._bench.cpu_seconds()
+
+
+def counted() -> Path | None:
+    """Enter a control group that counts processor time, and return it; None where that is not possible."""
+    group = Path(f"/sys/fs/cgroup/cpuacct/runstead-bench-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError:
+        return None
+    return group
+
+
+GROUP = counted()
 
 
 class Box:
@@ -97,7 +136,7 @@ class Box:
         self.connection.close()
 
 
-def create(name: str, bench: Bench) -> None:
+def create(name: str, bench: Bench, target: str = "150, p99 500") -> None:
     """From nothing to the result of the first command, with the real client."""
     code = f"""
 import json, time
@@ -109,9 +148,15 @@ for n in range({TIMES + 3}):
     assert box.run("echo x").stdout == "x\\n"
     times.append(time.perf_counter() - began)
     box.kill()
+    time.sleep({1.0 if name == PREPARED else 0.0})  # for another container to be prepared
 print(json.dumps(times[3:]))
 """
-    say(f"{name}: Sandbox.create() to the first result", python(bench, code), "150, p99 500")
+    say(f"{name}: Sandbox.create() to the first result", python(bench, code), target)
+
+
+def warm(name: str, bench: Bench) -> None:
+    """The same with containers that wait."""
+    create(name, bench, "80")
 
 
 def run(name: str, bench: Bench) -> None:
@@ -166,10 +211,11 @@ def pool(name: str, bench: Bench) -> None:
         box.connection.close()
         return time.perf_counter() - began
 
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), Processor(bench, count)
     with ThreadPoolExecutor(16) as threads:
         times = list(threads.map(life, range(count)))
-    say(f"{name}: {count} pooled, one command each, deleted: {time.perf_counter() - began:.1f} s", times, "10 s")
+    took = f"{time.perf_counter() - began:.1f} s; for each {spent}"
+    say(f"{name}: {count} pooled, one command each, deleted: {took}", times, "10 s")
     host.connection.close()
     host.end()
 
@@ -191,16 +237,18 @@ def fork(name: str, bench: Bench) -> None:
         one.connection.close()
 
     times: list[float] = []
+    costs: list[str] = []
     for _ in range(3):
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), Processor(bench, count)
         body = json.dumps({"count": count}).encode()
         made = json.loads(box.send("POST", f"/api/jobs/{bench.owner}/{box.id}/fork", body))["jobs"]
         with ThreadPoolExecutor(16) as threads:
             list(threads.map(first, made))
         times.append(time.perf_counter() - began)
+        costs.append(str(spent))
         for job in made:
             box.send("POST", f"/api/jobs/{bench.owner}/{job['id']}/cancel", b"")
-    say(f"{name}: {count} forks with 30 MB of files, a command in each", times, "100 in 1000")
+    say(f"{name}: {count} forks with 30 MB of files, a command in each; for each {costs[-1]}", times, "100 in 1000")
     box.end()
 
 
@@ -261,11 +309,13 @@ def servers() -> Iterator[list[tuple[str, Bench]]]:
             images.push("library/python", registry.build([registry.archive_of(debian_root())]), "3.12")
             mirror = room | {"RUNSTEAD_EXECUTOR_KIND": "oci", "RUNSTEAD_IMAGES_MIRRORS": f"docker.io={images.host}"}
             found.append(("oci", stack.enter_context(bench_server(**mirror))))
-            Box(found[-1][1]).end()
+            found.append((PREPARED, stack.enter_context(bench_server(**mirror, RUNSTEAD_SANDBOX_WARM="python:3.12=2"))))
+            for _, bench in found[1:]:
+                Box(bench).end()
         yield found
 
 
-PARTS = {"create": create, "run": run, "files": files, "pool": pool, "fork": fork, "podman": podman}
+PARTS = {"create": create, "warm": warm, "run": run, "files": files, "pool": pool, "fork": fork, "podman": podman}
 
 
 def main() -> None:
@@ -275,6 +325,8 @@ def main() -> None:
     with servers() as found:
         for part in wanted:
             for name, bench in found if part != "podman" else found[:1]:
+                if (part == "warm") != (name == PREPARED):
+                    continue
                 try:
                     PARTS[part](name, bench)
                 except AssertionError as error:
