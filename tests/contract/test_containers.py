@@ -17,7 +17,7 @@ from runstead.executors.interface import Executor
 from runstead.executors.native import NativeSettings
 from runstead.executors.oci import OciExecutor, OciSettings, problem
 from runstead.images.image import ImageConfig
-from runstead.model.errors import BackendFailure
+from runstead.model.errors import BackendFailure, Invalid
 from runstead.model.launches import ExitReason
 from runstead.model.volumes import Mount
 
@@ -318,7 +318,10 @@ async def test_a_kernel_of_its_own(tmp_path: Path) -> None:
     runner = Runner(tmp_path, executor)
     capabilities = await executor.open()
     try:
-        assert not capabilities.inside
+        assert (capabilities.inside, capabilities.ports, capabilities.egress) == (False, False, False)
+        for refused in (runner.launch(), runner.launch("true", egress=())):
+            with pytest.raises(Invalid, match="gVisor"):
+                await executor.start(refused)
         code, lines = await runner.shell("dmesg | grep -i gvisor; id -u; echo $A; exit 7", environment={"A": "1"})
         assert (code, lines[-2:]) == (7, ["0", "1"])
         assert any("gVisor" in line for line in lines)

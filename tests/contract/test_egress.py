@@ -45,7 +45,13 @@ def _oci(data_dir: Path, settings: NativeSettings) -> Executor:
     return OciExecutor(data_dir, OciSettings(settings), OneImage(), lambda _kind, _job_id: None)
 
 
-ROWS: dict[str, Callable[[Path, NativeSettings], Executor]] = {"process": _process, "oci": _oci}
+def _crun(data_dir: Path, settings: NativeSettings) -> Executor:
+    if shutil.which("crun") is None:
+        pytest.skip("crun is not installed")
+    return OciExecutor(data_dir, OciSettings(settings, runtime="crun"), OneImage(), lambda _kind, _job_id: None)
+
+
+ROWS: dict[str, Callable[[Path, NativeSettings], Executor]] = {"process": _process, "oci": _oci, "crun": _crun}
 
 
 @pytest.fixture(scope="module")

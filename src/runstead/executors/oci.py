@@ -151,6 +151,9 @@ class OciExecutor(NativeExecutor):
     async def _root(self, launch: Launch) -> Root:
         if not launch.argv and self._runtime and not bundle.is_entered(self._runtime):
             raise Invalid(f"nothing would run in the job: {_NO_WAY_IN}", "command")
+        if launch.egress is not None and self._runtime and not bundle.is_entered(self._runtime):
+            # Its network's rules of the job's own are not asked: gVisor puts finished packets on the wire itself.
+            raise Invalid("what one job may reach cannot be limited in gVisor (executor.runtime = runsc)", "egress")
         image = self._images.find(launch.image) or await self._images.get(launch.image, lambda _line: None)
         self._images.hold(image, self._name(launch.job_id, launch.attempt))
         disk = await self._disk(launch.disk_bytes) if self._disks and launch.disk_bytes else None
@@ -196,7 +199,7 @@ class OciExecutor(NativeExecutor):
         if self._machine is not None and self._machine.gpus:
             missing += self._lacking_devices([gpu.id for gpu in self._machine.gpus])
         if self._runtime and not bundle.is_entered(self._runtime):
-            found = replace(found, inside=False, ports=False, without_ports=_NO_WAY_IN)
+            found = replace(found, inside=False, ports=False, without_ports=_NO_WAY_IN, egress=False)
         return replace(
             found,
             images=True,
