@@ -398,9 +398,9 @@ class FileSystem:
             if self._tree.names(node):
                 raise OSError(errno.ENOTEMPTY, "not empty")
             path = self._tree.path(node)
-            self._tree.detach(node)
             if name in folder.listing or self._journal.intends_below(path):
-                self._tree.hide(path)
+                self._tree.hide(path)  # before it goes: a daemon that dies in between removes it once more
+            self._tree.detach(node)
             self._tree.touch(folder)
         return b""
 
