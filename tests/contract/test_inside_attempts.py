@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -170,8 +171,15 @@ async def test_the_death_of_everything_inside(room: Room) -> None:
         pytest.skip("the machine's other processes would be killed too")
     await room.inside.spawn(Command(("sleep", "90.1")))
     assert (await room.run("sh", "-c", "sleep 0.2; kill -9 -1")).ended.signal == signal.SIGKILL
-    ran = await asyncio.gather(*(room.run("sh", "-c", "sleep 0.2; kill -9 -1; sleep 5") for _ in range(5)))
+    killer = Command(("sh", "-c", "read x; kill -9 -1; sleep 5"), input=True)
+    running = [await room.inside.execute(killer) for _ in range(5)]  # all of them, before one kills
+    for one in running:
+        with suppress(BrokenPipeError):  # it is dead already
+            await one.write(b"\n")
+    ran = await asyncio.gather(*(collect(one) for one in running))
     assert all(one.ended.signal == signal.SIGKILL for one in ran)
+    for one in running:
+        await one.close()
     assert (await room.run("echo", "still")).out == "still\n"
     assert [one.ended for one in await room.inside.background()] == [Ended(None, signal.SIGKILL)]
     assert [one async for one in _strays(room)] == []
