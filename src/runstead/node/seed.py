@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import time
 
 from runstead.node import cgroups, framing, init, priority, syscalls
 from runstead.node.namespaces import UserNamespace
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
         def discard(self) -> None:
             """Give it back."""
             ...
+
+
+_LOOKS, _LOOK_SECONDS = 250, 0.002
 
 
 class Seed:
@@ -64,7 +68,10 @@ class Seed:
             pass
         if self.ahead is not None:
             self.ahead.discard()
-        self.group.remove()
+        for _ in range(_LOOKS):  # what just died may still be in them for a moment
+            if self.group.remove():
+                return
+            time.sleep(_LOOK_SECONDS)
 
 
 def _be_first(group: cgroups.Group, talk: socket.socket, orders: socket.socket) -> None:
