@@ -13,10 +13,10 @@ async def test_a_fork_bomb_hurts_nobody_else(prison: Prison) -> None:
     launch = prison.launch("python3", "-c", bomb, timeout_seconds=6)
     handle = await prison.start(launch)
     await prison.responsive()
-    assert await prison.state(handle) is AttemptState.RUNNING
-    record = await prison.ended(handle)
     # A kernel of its own has threads, which count as processes of the job: it ends when it gets no more.
-    assert record.reason in (ExitReason.TIMEOUT, ExitReason.OOM) or (prison.own_kernel and record.exit_code == 2)
+    assert prison.own_kernel or await prison.state(handle) is AttemptState.RUNNING
+    record = await prison.ended(handle)
+    assert record.reason in (ExitReason.TIMEOUT, ExitReason.OOM) or (prison.own_kernel and record.exit_code != 0)
 
 
 async def test_a_bomb_of_the_shell_ends_when_it_is_told_to(prison: Prison) -> None:
@@ -115,7 +115,7 @@ async def test_zombies_that_are_not_buried_are_bounded(prison: Prison) -> None:
         "import os\nn = 0\ntry:\n while n < 5000:\n  if os.fork() == 0: os._exit(0)\n  n += 1\nexcept OSError: print(n)"
     )
     record, lines = await prison.python(makers)
-    if prison.own_kernel and record.exit_code == 2:
+    if prison.own_kernel and record.exit_code != 0:
         return  # as with a fork bomb
     assert record.exit_code == 0
     assert int(lines[0]) < 200
