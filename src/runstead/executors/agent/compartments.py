@@ -64,9 +64,7 @@ class Compartments:
         for one in wanted:
             self.place(one)
         if limits.egress is not None and self._networks is None:
-            raise Unsupported(
-                "what a part of a job may reach cannot be limited: jobs have no network of their own"
-            )
+            raise Unsupported("what a part of a job may reach cannot be limited: jobs have no network of their own")
         there = set((await self._facts(wanted)).keys())
         missing = [one for one in wanted if one not in there]
         batches = [missing[at : at + _BATCH] for at in range(0, len(missing), _BATCH)]
