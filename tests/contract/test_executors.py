@@ -26,7 +26,7 @@ from runstead.executors.oci import OciExecutor, OciSettings
 from runstead.executors.process import ProcessExecutor
 from runstead.model.errors import Invalid
 from runstead.model.ids import new_id
-from runstead.model.launches import AttemptState, ExitReason, ExitRecord, Handle, Launch, Observation
+from runstead.model.launches import AttemptState, ExitReason, ExitRecord, GpuUsage, Handle, Launch, Observation
 from runstead.model.volumes import Mount
 from runstead.node import places
 from runstead.node.logformat import PREFIX_BYTES, parse_stamp
@@ -782,6 +782,22 @@ async def test_usage(site: Site) -> None:
     await site.executor.stop(handle, 0)
     await site.ended(handle)
     assert await site.executor.usage(handle) is None
+
+
+async def test_usage_of_the_gpus_that_were_reserved(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    if site.row.name != "process-plain":
+        pytest.skip("shows a job only GPUs that there are")
+    tool = site.log_dir / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\n[ "$3" = --id=1 ] && echo "1, 37, 1024, 4096"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    launch = site.launch("sh", "-c", "echo ready; exec sleep 60", gpu_ids=("1",))
+    handle = await site.start(launch)
+    await site.line(launch, "ready")
+    used = await site.executor.usage(handle)
+    assert used is not None
+    assert used.gpus == {"1": GpuUsage(37, 1 << 30, 4 << 30)}
 
 
 async def test_two_jobs_listen_on_the_same_port(site: Site) -> None:

@@ -465,6 +465,7 @@ class NativeExecutor(Executor):
             memory_bytes=launch.memory_bytes,
             pids_limit=self._settings.pids_limit,
             devices=list(root.devices),
+            gpu_ids=list(launch.gpu_ids),
             timeout_seconds=launch.timeout_seconds,
             grace_seconds=self._settings.grace_seconds,
             log_path=str(launch.log_path.absolute()),

@@ -240,6 +240,7 @@ def _start(request: Request, connection: socket.socket, data_dir: str, seed: See
         "network": request.network,
         "address": request.address,
         "cgroups": request.cgroups,
+        "gpu_ids": request.gpu_ids,
         "group": name if seed is None else f"{cgroups.SPARE}{os.getpid()}",
         "supervisor": os.getpid(),
         "inside": agent.VERSION,

@@ -178,6 +178,7 @@ class Request:
         "devices",
         "engine",
         "environment",
+        "gpu_ids",
         "grace_seconds",
         "hosts",
         "isolation",
@@ -207,6 +208,7 @@ class Request:
         memory_bytes: int,
         pids_limit: int,
         devices: list[str],
+        gpu_ids: list[str],
         timeout_seconds: float,
         grace_seconds: float,
         log_path: str,
@@ -232,6 +234,7 @@ class Request:
         self.memory_bytes = memory_bytes
         self.pids_limit = pids_limit
         self.devices = devices  # device nodes beyond the usual ones
+        self.gpu_ids = gpu_ids  # which of the machine's are the job's, as the driver numbers them
         self.timeout_seconds = timeout_seconds
         self.grace_seconds = grace_seconds  # between SIGTERM and SIGKILL at the deadline
         self.log_path = log_path
