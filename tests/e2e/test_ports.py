@@ -571,6 +571,23 @@ class TestWhatIsWrong:
         answer = app.get("/hang")
         assert (answer.status_code, answer.headers["x-runstead-cause"]) == (504, "no-answer")
 
+    def test_nothing_is_accepted(self, hub: Client) -> None:
+        program = (
+            "import socket, time\n"
+            "listener = socket.create_server(('0.0.0.0', 8000), backlog=0)\n"
+            "waiting = [socket.socket() for _ in range(8)]\n"
+            "for one in waiting: one.setblocking(False); one.connect_ex(('127.0.0.1', 8000))\n"
+            "print('full', flush=True)\n"
+            "time.sleep(600)\n"
+        )
+        said = hub.hf("jobs", "run", "-d", "--expose", "8000", "python:3.12", sys.executable, "-c", program).stdout
+        [job_id] = re.findall(r"^ *id: ([0-9a-f]{24})", said, re.MULTILINE)
+        app = App(hub.server, job_id, exposed(hub, job_id), hub.server.token)
+        assert eventually(lambda: "full" in hub.hf("jobs", "logs", job_id, "--tail", "1").stdout, within=30)
+        answer = app.get("/")
+        assert (answer.status_code, answer.headers["x-runstead-cause"]) == (504, "not-accepting")
+        hub.hf("jobs", "cancel", job_id)
+
 
 class TestNoGood:
     @pytest.mark.parametrize(
