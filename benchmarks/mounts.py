@@ -179,14 +179,15 @@ async def cold(site: Site, rounds: int) -> None:
 
 async def write(site: Site, bound: Path, mb: int, files: int, rounds: int) -> None:
     """Until the last close."""
-    data = random.Random(2).randbytes(8 << 20)
+    data = bytearray(random.Random(2).randbytes(8 << 20))
 
     def large(path: Path) -> float:
         target = path / f"written-{random.random()}"
         began = time.perf_counter()
         with target.open("wb", buffering=0) as file:
             for number in range(mb // 8):
-                file.write(number.to_bytes(8, "big") + data[8:])
+                data[:8] = number.to_bytes(8, "big")
+                file.write(data)
         took = time.perf_counter() - began
         target.unlink()
         return mb // 8 * 8 * 1.048576 / took

@@ -8,7 +8,7 @@ file. What is fetched in vain is bounded by what was read before.
 import bisect
 import collections
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from runstead.node.fuse.cache import Cache, CachedFile, Filling
 from runstead.node.fuse.source import Content, Piece, Source
@@ -95,7 +95,7 @@ class Ahead:
             if taken:
                 self._source.fetch_many(
                     [awaited.content for awaited in taken.values()],
-                    lambda content, piece: taken[content.file_hash].take(piece),
+                    lambda content, pieces: taken[content.file_hash].take(pieces),
                 )
         except OSError:
             self._windows.clear()  # whoever needs one of them asks for it, and is told
@@ -127,10 +127,10 @@ class _Awaited:
             return None
         return cls(cache, file, let_go)
 
-    def take(self, piece: Piece) -> None:
-        """Take a chunk of it; with the last one it is there for who waits."""
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Take chunks of it; with the last one it is there for who waits."""
         if not self._ended:
-            self._filling.take(piece)
+            self._filling.take(pieces)
             if self._file.is_filled:
                 self.end()
 

@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from runstead.node.fuse.source import EMPTY, Content, Piece, Source
 from runstead.node.fuse.workers import Workers
@@ -376,19 +376,34 @@ class Filling:
         self._records = {index: bytearray() for index in self._left}
         self._seen: set[int] = set()
 
-    def take(self, piece: Piece) -> None:
-        """Put a chunk where it belongs."""
-        offset, data, name = piece
-        if offset in self._seen:
-            return  # fetched again, after an interruption
-        self._seen.add(offset)
-        length = len(data)
-        if self._start <= offset < self._end:
-            self._records[offset // BLOCK] += _RECORD.pack(offset, length, name)
-        low, high = max(offset, self._start), min(offset + length, self._end)
-        if low >= high:
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Put chunks where they belong."""
+        run: list[memoryview] = []  # what follows each other is written with one call
+        first = behind = 0
+        for offset, data, name in pieces:
+            if offset in self._seen:
+                continue  # fetched again, after an interruption
+            self._seen.add(offset)
+            length = len(data)
+            if self._start <= offset < self._end:
+                self._records[offset // BLOCK] += _RECORD.pack(offset, length, name)
+            low, high = max(offset, self._start), min(offset + length, self._end)
+            if low >= high:
+                continue
+            if low != behind:
+                self._write(run, first, behind)
+                run, first = [], low
+            run.append(data if high - low == length else data[low - offset : high - offset])
+            behind = high
+        self._write(run, first, behind)
+
+    def _write(self, run: "list[memoryview]", low: int, high: int) -> None:
+        if not run:
             return
-        _write(self._file.fd, data[low - offset : high - offset], low)
+        done = os.pwritev(self._file.fd, run, low)
+        while done < high - low:  # the disk is nearly full, or not any more
+            rest = memoryview(b"".join(run))[done:]
+            done += os.pwrite(self._file.fd, rest, low + done)
         while low < high:
             block = low // BLOCK
             stop = min(high, (block + 1) * BLOCK)
@@ -396,12 +411,6 @@ class Filling:
             if self._left[block] == 0:
                 self._file.arrived(block, self._records[block])
             low = stop
-
-
-def _write(fd: int, data: memoryview, offset: int) -> None:
-    while len(data):
-        count = os.pwrite(fd, data, offset)
-        data, offset = data[count:], offset + count
 
 
 def _split(records: bytearray) -> "list[bytearray]":

@@ -25,7 +25,7 @@ Changed = Callable[[str | None, bytes | None], None]
 
 
 class Piece(NamedTuple):
-    """One chunk of a file, unpacked; `hash` is of all of it."""
+    """One chunk of a file, unpacked; `hash` is of all of it. Its bytes are there until whoever was told returns."""
 
     offset: int
     data: memoryview
@@ -55,11 +55,11 @@ class Source(ABC):
         """Return every file below a folder, by its path."""
 
     @abstractmethod
-    def fetch(self, content: Content, start: int, end: int, take: Callable[[Piece], None]) -> None:
-        """Hand over the chunks that hold these bytes, each as often as it occurs, nearly in order."""
+    def fetch(self, content: Content, start: int, end: int, take: Callable[[Sequence[Piece]], None]) -> None:
+        """Hand over the chunks that hold these bytes, some at a time, each as often as it occurs, nearly in order."""
 
     @abstractmethod
-    def fetch_many(self, contents: Sequence[Content], take: Callable[[Content, Piece], None]) -> None:
+    def fetch_many(self, contents: Sequence[Content], take: Callable[[Content, Sequence[Piece]], None]) -> None:
         """Hand over the chunks of several small files, whole, in whatever order; what is missing is left out.
 
         It is tried only once: nobody has asked for them yet.

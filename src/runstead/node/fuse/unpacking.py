@@ -1,12 +1,12 @@
 """From a reconstruction and the stored bytes it points to, to the chunks of a file as they come in.
 
 A range of a xorb is read once, however many terms refer to it; each chunk is handed over wherever it belongs.
-Memory: one chunk.
+Memory: one chunk, and what is handed over together.
 """
 
 import bisect
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +20,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    _File = tuple[list[dict[str, Any]], int, Callable[[Piece], None]]  # its terms, where the first is, whom to tell
+    _File = tuple[
+        list[dict[str, Any]], int, Callable[[Sequence[Piece]], None]
+    ]  # its terms, where the first is, whom to tell
+
+_TOGETHER_BYTES = 1 << 20  # are handed over at once, unless fewer came
+_TOGETHER = 512  # chunks: what one call can write
 
 
 class Part(NamedTuple):
@@ -36,7 +41,7 @@ class _Term:
 
     __slots__ = ("end", "offset", "start", "take")
 
-    def __init__(self, start: int, end: int, offset: int, take: Callable[[Piece], None]) -> None:
+    def __init__(self, start: int, end: int, offset: int, take: Callable[[Sequence[Piece]], None]) -> None:
         self.start = start
         self.end = end
         self.offset = offset
@@ -53,12 +58,12 @@ class _Range(NamedTuple):
 class Unpacker:
     """Reads the parts of one reconstruction, one after another: iterate `parts` and feed the bytes of each."""
 
-    def __init__(self, plan: "dict[str, Any]", start: int, take: Callable[[Piece], None]) -> None:
+    def __init__(self, plan: "dict[str, Any]", start: int, take: Callable[[Sequence[Piece]], None]) -> None:
         """`start` is where in the file the range begins that was asked for. Raises OSError for a broken plan."""
         self._prepare(plan, lambda: [(plan["terms"], start - int(plan["offset_into_first_range"]), take)])
 
     @classmethod
-    def of_files(cls, plan: "dict[str, Any]", take: Callable[[str, Piece], None]) -> "Unpacker":
+    def of_files(cls, plan: "dict[str, Any]", take: Callable[[str, Sequence[Piece]], None]) -> "Unpacker":
         """Read several whole files; `take` is told the hash of each. Raises OSError for a broken plan."""
         unpacker = cls.__new__(cls)
         unpacker._prepare(plan, lambda: [(terms, 0, partial(take, name)) for name, terms in plan["files"].items()])
@@ -70,6 +75,9 @@ class Unpacker:
         self._chunk = self._end = 0
         self._terms: list[_Term] = []  # from the last to the first
         self._wanted: list[_Term] = []  # those that the next chunk may belong to
+        self._pieces: list[Piece] = []  # to be handed over, all to the same
+        self._pieces_bytes = 0
+        self._take: Callable[[Sequence[Piece]], None] | None = None
         try:
             self._ranges = _ranges(plan, files())
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -88,7 +96,11 @@ class Unpacker:
         return self._chunk == self._end and not self._rest
 
     def feed(self, data: memoryview) -> None:
-        """Take the next bytes of a part. Raises OSError where they are broken."""
+        """Take the next bytes of a part, and hand over what is whole. Raises OSError where they are broken."""
+        self._feed(data)
+        self._hand_over()
+
+    def _feed(self, data: memoryview) -> None:
         if self._rest:
             wanted = self._missing(memoryview(self._rest))
             while wanted and len(data):
@@ -132,9 +144,18 @@ class Unpacker:
             raise OSError(errno.EIO, f"the store sent a broken chunk: {error}") from error
         name = chunk_hash(content)
         for term in self._wanted:
-            term.take(Piece(term.offset, content, name))
+            if term.take is not self._take or self._pieces_bytes >= _TOGETHER_BYTES or len(self._pieces) >= _TOGETHER:
+                self._hand_over()
+                self._take = term.take
+            self._pieces.append(Piece(term.offset, content, name))
+            self._pieces_bytes += length
             term.offset += length
         return data[end:]
+
+    def _hand_over(self) -> None:
+        pieces, self._pieces, self._pieces_bytes = self._pieces, [], 0
+        if pieces and self._take is not None:
+            self._take(pieces)
 
 
 def _ranges(plan: "dict[str, Any]", files: "list[_File]") -> list[_Range]:
