@@ -101,61 +101,73 @@ class Unpacker:
         self._hand_over()
 
     def _feed(self, data: memoryview) -> None:
+        at, size = 0, len(data)
         if self._rest:
-            wanted = self._missing(memoryview(self._rest))
-            while wanted and len(data):
-                self._rest += data[:wanted]
-                data = data[wanted:]
-                wanted = self._missing(memoryview(self._rest))
+            wanted = self._missing(self._rest)
+            while wanted and at < size:
+                self._rest += data[at : at + wanted]
+                at = min(size, at + wanted)
+                wanted = self._missing(self._rest)
             if wanted:
                 return
-            whole = bytes(self._rest)
+            whole = memoryview(bytes(self._rest))
             self._rest.clear()
-            self._unpack(memoryview(whole))
-        while len(data):
-            wanted = self._missing(data)
-            if wanted:
-                self._rest += data
-                return
-            data = self._unpack(data)
+            self._unpack(_header(whole, 0), whole[CHUNK_HEADER_BYTES:])
+        while size - at >= CHUNK_HEADER_BYTES:
+            header = _header(data, at)
+            begin = at + CHUNK_HEADER_BYTES
+            end = begin + (header >> 8 & 0xFFFFFF)
+            if end > size:
+                break
+            self._unpack(header, data[begin:end])
+            at = end
+        if at < size:
+            self._rest += data[at:]
 
     @staticmethod
-    def _missing(data: memoryview) -> int:
+    def _missing(data: bytearray) -> int:
         """Return how many bytes are missing to the end of this chunk's header, or else its payload."""
         if len(data) < CHUNK_HEADER_BYTES:
             return CHUNK_HEADER_BYTES - len(data)
-        return max(0, CHUNK_HEADER_BYTES + int.from_bytes(data[1:4], "little") - len(data))
+        return max(0, CHUNK_HEADER_BYTES + (_header(data, 0) >> 8 & 0xFFFFFF) - len(data))
 
-    def _unpack(self, data: memoryview) -> memoryview:
-        header = int.from_bytes(data[:CHUNK_HEADER_BYTES], "little")
-        stored, scheme, length = header >> 8 & 0xFFFFFF, header >> 32 & 0xFF, header >> 40
-        if header & 0xFF or stored > MAX_PAYLOAD_BYTES or not 0 < length <= MAX_CHUNK_BYTES or self._chunk >= self._end:
+    def _unpack(self, header: int, payload: memoryview) -> None:
+        scheme, length = header >> 32 & 0xFF, header >> 40
+        if (
+            header & 0xFF
+            or len(payload) > MAX_PAYLOAD_BYTES
+            or not 0 < length <= MAX_CHUNK_BYTES
+            or self._chunk >= self._end
+        ):
             raise OSError(errno.EIO, "the store sent a broken chunk")
-        end = CHUNK_HEADER_BYTES + stored
         while self._terms and self._terms[-1].start <= self._chunk:
             self._wanted.append(self._terms.pop())
-        self._wanted = [term for term in self._wanted if self._chunk < term.end]
+        wanted = self._wanted = [term for term in self._wanted if self._chunk < term.end]
         self._chunk += 1
-        if not self._wanted:
-            return data[end:]  # between two parts that are read as one
+        if not wanted:
+            return  # between two parts that are read as one
         try:
-            content = memoryview(self._decompressor.unpack(data[CHUNK_HEADER_BYTES:end], scheme, length))
+            content = memoryview(self._decompressor.unpack(payload, scheme, length))
         except InvalidChunk as error:
             raise OSError(errno.EIO, f"the store sent a broken chunk: {error}") from error
         name = chunk_hash(content)
-        for term in self._wanted:
+        for term in wanted:
             if term.take is not self._take or self._pieces_bytes >= _TOGETHER_BYTES or len(self._pieces) >= _TOGETHER:
                 self._hand_over()
                 self._take = term.take
             self._pieces.append(Piece(term.offset, content, name))
             self._pieces_bytes += length
             term.offset += length
-        return data[end:]
 
     def _hand_over(self) -> None:
         pieces, self._pieces, self._pieces_bytes = self._pieces, [], 0
         if pieces and self._take is not None:
             self._take(pieces)
+
+
+def _header(data: bytearray | memoryview, at: int) -> int:
+    """Return a chunk's header as a number: 8 bits version, 24 stored bytes, 8 scheme, 24 unpacked bytes."""
+    return int.from_bytes(data[at : at + CHUNK_HEADER_BYTES], "little")
 
 
 def _ranges(plan: "dict[str, Any]", files: "list[_File]") -> list[_Range]:
