@@ -16,8 +16,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (group / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     (group / "cgroup.subtree_control").write_text("")
     (group / "cgroup.procs").write_text(f"{os.getpid()}\n")
-    monkeypatch.setattr(cgroups, "_own_groups", lambda: {"": "/user.slice/app.service"})
-    monkeypatch.setattr(cgroups, "_mounts", lambda: [("v2", str(tmp_path))])
+    monkeypatch.setattr(cgroups, "_groups_of", lambda _process: {"": "/user.slice/app.service"})
+    monkeypatch.setattr(cgroups, "_mounts", lambda *, every=False: [("v2", str(tmp_path))])
     real = os.makedirs
 
     def make(path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
