@@ -145,7 +145,7 @@ class Server:
         )
         activity = Activity(SqlSandboxStore(database), clock)
         hosts = Hosts(SqlSandboxStore(database), executor, secrets, activity, clock)
-        self.sandboxes = Sandboxes(self._store, executor, secrets, activity, hosts, events, clock)
+        self.sandboxes = Sandboxes(self._store, executor, secrets, activity, hosts, clock)
         self.sandbox_port = SandboxPort(self.sandboxes)
         self._idling = Idling(self._store, executor, activity, hosts, events, clock, self._reconcile.in_hand)
         self._warm = Warm(

@@ -18,33 +18,17 @@ _LAST_CAPABILITY = 40
 
 
 class UserNamespace:
-    """A user namespace that nobody is in. Making one forks; raises OSError where that is not possible."""
+    """A user namespace that nobody is in. Raises OSError where none can be made."""
 
     def __init__(self) -> None:
-        ready, say = os.pipe()
-        go, leave = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                syscalls.unshare(syscalls.CLONE_NEWUSER)
-                os.write(say, b"U")
-                os.close(leave)
-                os.read(go, 1)
-            finally:
-                os._exit(0)
-        os.close(say)
-        os.close(go)
+        first = syscalls.Placeholder(syscalls.CLONE_NEWUSER)
         try:
-            if not os.read(ready, 1):
-                raise OSError(1, "no user namespace can be made")
             self._maps = [
-                os.open(f"/proc/{child}/{name}", os.O_WRONLY | os.O_CLOEXEC) for name in ("uid_map", "gid_map")
+                os.open(f"/proc/{first.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC) for name in ("uid_map", "gid_map")
             ]
-            self.fd = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(f"/proc/{first.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            os.close(ready)
-            os.close(leave)
-            os.waitpid(child, 0)
+            first.end()
 
     def map(self, first: int, count: int) -> None:
         """Let ids 0 to count - 1 inside be first, first + 1, ... outside. Once."""

@@ -5,11 +5,14 @@ functions of `os` do.
 """
 
 import ctypes
+import mmap
 import os
+import signal
 import sys
 
 LINUX = sys.platform == "linux"
 
+_CLONE_VM = 0x00000100
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -36,6 +39,9 @@ PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+
+_PLACEHOLDER_SECONDS = 30
+_STACK_BYTES = 65536
 
 # Since these numbers were unified (Linux 5.0) they are the same on every architecture but alpha.
 _NR_MOUNT_SETATTR = 442
@@ -201,6 +207,29 @@ def _mounts_at(target: str, recursive: bool) -> list[tuple[str, int]]:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _check(_call().unshare(flags), "unshare")
+
+
+class Placeholder:
+    """A child in new namespaces that does nothing, by clone(2): `pid`.
+
+    It shares our memory and runs nothing of Python's, which costs a fraction of a fork. Nobody has to end it: it does
+    that itself, in half a minute.
+    """
+
+    def __init__(self, flags: int) -> None:
+        libc = _call()
+        self._stack = mmap.mmap(-1, _STACK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._base = ctypes.c_char.from_buffer(self._stack)
+        top = ctypes.c_void_p(ctypes.addressof(self._base) + _STACK_BYTES)
+        work, argument = ctypes.cast(libc.sleep, ctypes.c_void_p), ctypes.c_void_p(_PLACEHOLDER_SECONDS)
+        self.pid = _check(libc.clone(work, top, ctypes.c_int(_CLONE_VM | flags | signal.SIGCHLD), argument), "clone")
+
+    def end(self) -> None:
+        """End it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        del self._base  # its stack may go now
+        self._stack.close()
 
 
 def enter(fd: int, kind: int) -> None:

@@ -91,7 +91,7 @@ class Gate:
         if pass_digest is not None:
             if by_cookie:
                 _check_origin(head)
-            visit = await self._exposure.visit(address.job_id, address.port, pass_digest)
+            visit = await self._exposure.visit(address.job_id, address.port, pass_digest, patient=True)
             # Who sends the token as well means it for us.
             bearer = _bearer(head)
             ours = bearer is not None and digest(bearer) == pass_digest
@@ -100,7 +100,8 @@ class Gate:
             return self._enter(address, secure)
         bearer = _bearer(head)
         try:
-            visit = await self._exposure.visit(address.job_id, address.port, digest(bearer) if bearer else None)
+            shown = digest(bearer) if bearer else None
+            visit = await self._exposure.visit(address.job_id, address.port, shown, patient=True)
         except Unauthenticated:
             if not answers.wants_page(head) or bearer:
                 raise

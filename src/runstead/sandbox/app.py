@@ -19,7 +19,6 @@ log = structlog.get_logger()
 
 PROTOCOL = 3
 _VISIT = "runstead.visit"  # where the proxy puts the visit
-_HEALTH_SECONDS = 1.0  # that an answer is held back for a job that is about to run; clients wait for 5
 
 _POOLED = re.compile(r"/v1/sandboxes/([^/]+)(/.*)")
 _PROCESS = re.compile(r"/processes/([^/]+)")
@@ -85,7 +84,6 @@ class SandboxApp:
     async def _health(self, exchange: Exchange, job: Job) -> None:
         """Say whether commands can be executed; more about it to who has the token."""
         _allow(exchange, "GET", "HEAD")
-        job = await self._sandboxes.settled(job, _HEALTH_SECONDS)
         try:
             await self._sandboxes.is_open(job)
         except NotRunning as error:

@@ -19,12 +19,14 @@ from runstead.model.ids import is_id
 from runstead.model.jobs import Job, Phase
 from runstead.model.launches import Handle
 from runstead.model.ports import Ports
+from runstead.model.sandboxes import PORT
 from runstead.services.accounts import Accounts, authorize
 from runstead.services.port_rules import PortRules
 from runstead.stores.interface import JobStore
 
 _CONNECT_SECONDS = 10.0
 _VERDICT_SECONDS = 0.5
+_BEGIN_SECONDS = 2.0  # that a request to a sandbox is held back until it runs; clients wait for 5
 _RETRY_SECONDS = 1
 
 
@@ -109,9 +111,10 @@ class Exposure:
             tell(job_id)
         return changed
 
-    async def visit(self, job_id: str, port: int, token_digest: bytes | None) -> Visit:
+    async def visit(self, job_id: str, port: int, token_digest: bytes | None, *, patient: bool = False) -> Visit:
         """Let somebody in who shows the token with this digest.
 
+        Who is `patient` waits a moment for a sandbox that is about to run, which costs less than to ask again.
         Raises Unauthenticated, Forbidden, NotFound for a job or an exposed port that is not there; NotReady and Gone
         for one that cannot be reached.
         """
@@ -131,6 +134,8 @@ class Exposure:
             authorize(caller, Permission.READ, job.namespace)
         if port not in job.spec.ports.exposed:
             raise NotFound(f"the job exposes no port {port}: `hf jobs expose {job_id} {port}` opens it")
+        if patient and port == PORT and job.spec.sandbox is not None:
+            job = await self._begun(job)
         self._check_running(job)
         return Visit(job, port, caller, token_digest if caller is not None else None)
 
@@ -180,6 +185,19 @@ class Exposure:
                 left = deadline - asyncio.get_running_loop().time()
                 if left <= 0:
                     return now
+                await changed.wait(left)
+
+    async def _begun(self, job: Job) -> Job:
+        """Return the job once it runs or is over, or after a moment."""
+        if job.phase is Phase.RUNNING or job.stage.is_terminal:
+            return job
+        with self._events.subscribe(JOBS, job.id) as changed:
+            deadline = asyncio.get_running_loop().time() + _BEGIN_SECONDS
+            while True:
+                job = await self._store.get(job.id) or job
+                left = deadline - asyncio.get_running_loop().time()
+                if job.phase is Phase.RUNNING or job.stage.is_terminal or left <= 0:
+                    return job
                 await changed.wait(left)
 
     def _check_running(self, job: Job) -> None:

@@ -10,11 +10,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from runstead.events.interface import JOBS, EventBus
 from runstead.executors.interface import Executor, Inside
 from runstead.kit.clock import Clock
 from runstead.model.errors import Forbidden, NotFound
-from runstead.model.jobs import Job, Phase
+from runstead.model.jobs import Job
 from runstead.model.sandboxes import TOKEN_SECRET, Mode, NewPooledSandbox
 from runstead.services.sandboxes.activity import WHOLE, Activity
 from runstead.services.sandboxes.entrance import inside_of
@@ -44,7 +43,6 @@ class Sandboxes:
         secrets: SecretBox,
         activity: Activity,
         hosts: Hosts,
-        events: EventBus,
         clock: Clock,
     ) -> None:
         self._jobs = jobs
@@ -52,7 +50,6 @@ class Sandboxes:
         self._secrets = secrets
         self._activity = activity
         self._hosts = hosts
-        self._events = events
         self.clock = clock
         self._tokens: OrderedDict[str, bytes] = OrderedDict()
         self.closing = asyncio.Event()
@@ -60,19 +57,6 @@ class Sandboxes:
     def close(self) -> None:
         """End what streams here; clients are told that they lost the connection."""
         self.closing.set()
-
-    async def settled(self, job: Job, within_seconds: float) -> Job:
-        """Return the job as soon as it runs, or is over, or as it is at the time limit."""
-        if job.phase is Phase.RUNNING:
-            return job
-        deadline = self.clock.now().timestamp() + within_seconds
-        with self._events.subscribe(JOBS, job.id) as changed:
-            while True:
-                job = await self._jobs.get(job.id) or job
-                left = deadline - self.clock.now().timestamp()
-                if job.phase is Phase.RUNNING or job.stage.is_terminal or left <= 0:
-                    return job
-                await changed.wait(left)
 
     async def is_open(self, job: Job) -> bool:
         """Say whether commands can be executed."""
