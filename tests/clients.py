@@ -93,7 +93,9 @@ class Server:
     def run(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a `runstead` command on this server's data directory."""
         command = [sys.executable, "-m", "runstead.cli", *words, "--data-dir", str(self.data_dir)]
-        return subprocess.run(command, text=True, capture_output=True, timeout=60, check=check, **options)
+        done = subprocess.run(command, text=True, capture_output=True, timeout=60, check=False, **options)
+        assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+        return done
 
 
 def volumes_server(way: str, data_dir: Path, *flags: str) -> Server:
