@@ -70,6 +70,7 @@ def _supervisor(tmp_path: Path) -> tuple[EngineSupervisor, Path]:
         memory_bytes=64 << 20,
         pids_limit=0,
         devices=[],
+        gpu_ids=[],
         timeout_seconds=1,
         grace_seconds=1,
         log_path=str(tmp_path / "log"),

@@ -55,6 +55,7 @@ def _request(view: View | None, container: Container | None) -> Request:
         memory_bytes=2,
         pids_limit=3,
         devices=[],
+        gpu_ids=["0"],
         timeout_seconds=4,
         grace_seconds=5,
         log_path="/x",
