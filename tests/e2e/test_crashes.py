@@ -367,6 +367,17 @@ def test_a_supervisor_that_dies_while_the_server_is_away_is_noticed(server: Quic
     assert_nothing_is_left(server, "after the end")
 
 
+def test_a_server_that_stops_as_soon_as_it_is_up_ends_the_jobs_of_the_last(server: QuickServer, api: Api) -> None:
+    job_id = api.shell("echo up; sleep 98765")["id"]
+    assert eventually(lambda: "up" in log_of(api, job_id))
+    server.kill()
+    server.start()
+    server.stop()
+    assert not processes_with("98765")
+    server.start()
+    assert api.stage(job_id) == "CANCELED"
+
+
 def test_what_a_job_left_running_is_gone_soon_after_its_end(server: QuickServer, api: Api) -> None:
     script = (
         "setsid sleep 98764 & (setsid setsid sleep 98764 &) ; trap '' TERM HUP; nohup sleep 98764 >/dev/null 2>&1 & "

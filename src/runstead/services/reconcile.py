@@ -6,6 +6,7 @@ step, carries it out and asks again until there is nothing to do. Steps of one j
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -78,12 +79,14 @@ class Reconcile:
         self._over: deque[str] = deque(maxlen=_REMEMBERED)  # the last that we finished: news of them is old
         self._start_failures: dict[str, int] = {}
         self._refused: set[str] = set()
+        self._recovered = asyncio.Event()
 
     async def run(self) -> None:
         """Work until cancelled; the tasks of single jobs are awaited before this returns."""
         try:
             with self._events.subscribe(WORK) as wakeup:
                 await self.recover()
+                self._recovered.set()
                 next_poll = self._clock.now()
                 renewed_at = self._clock.now()
                 while True:
@@ -161,15 +164,22 @@ class Reconcile:
         For a server whose jobs shall not outlive it; they get little time to say good-bye.
         """
         self._grace = min(self._grace, _SHORT_GRACE_SECONDS)
-        now = self._clock.now()
-        for job_id in [*(job_id for _, job_id in await self._store.queue()), *self._active]:
-            await self._store.request_cancel(job_id, now)
+        deadline = self._clock.now() + timedelta(seconds=within_seconds)
+        canceled: set[str] = set()
         with self._events.subscribe(JOBS) as changed:
-            await self.claim()
-            for job_id in list(self._active):
-                self.wake(job_id)
-            deadline = now.timestamp() + within_seconds
-            while self._active and (left := deadline - self._clock.now().timestamp()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_seconds):
+                    await self._recovered.wait()  # else jobs of the last server would be nobody's yet
+            while True:
+                await self.claim()
+                queued = [job_id for _, job_id in await self._store.queue()]
+                for job_id in {*queued, *self._active} - canceled:
+                    canceled.add(job_id)
+                    await self._store.request_cancel(job_id, self._clock.now())
+                    self.wake(job_id)
+                left = (deadline - self._clock.now()).total_seconds()
+                if not self._active or left <= 0:
+                    break
                 await changed.wait(min(left, self._poll_seconds))
         for _, _, handle in await self._executor.owned():
             await self._executor.remove(handle)
