@@ -92,8 +92,8 @@ class Prison(Runner):
         assert (code, lines) == (0, ["fine"])
 
 
-# What is made and entered as in another row differs in little; `RUNSTEAD_TEST_HOSTILE=all` has these rows, too.
-_ON_DEMAND = {"runc": "crun"}
+# `RUNSTEAD_TEST_HOSTILE=all` has these rows, too.
+_ON_DEMAND = {"runc": "made and entered as by crun", "runsc": "how its kernel ends in a bomb depends on its release"}
 
 
 @pytest.fixture(params=ROWS)
@@ -101,7 +101,7 @@ async def prison(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     if (lacking := problem()) is not None:
         pytest.skip(f"nothing here promises to keep jobs apart: {lacking}")
     if request.param in _ON_DEMAND and os.environ.get("RUNSTEAD_TEST_HOSTILE") != "all":
-        pytest.skip(f"as {_ON_DEMAND[request.param]}; RUNSTEAD_TEST_HOSTILE=all runs it")
+        pytest.skip(f"{_ON_DEMAND[request.param]}; RUNSTEAD_TEST_HOSTILE=all runs it")
     if request.param == "docker":
         request.getfixturevalue("engine")
     data_dir = tmp_path / "data"
