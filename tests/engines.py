@@ -134,3 +134,17 @@ def podman(*, insecure: Sequence[str] = ()) -> Iterator[RunningEngine]:
         for mount in reversed([mount for mount in mounts if mount.startswith(f"{folder}/")]):
             subprocess.run(["umount", "-l", mount], check=False)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def named(engine: "RunningEngine") -> Iterator[None]:
+    """Tell of this engine in the environment; another that was told of before is, again, afterwards."""
+    before = os.environ.get(SOCKET)
+    os.environ[SOCKET] = str(engine.socket)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SOCKET]
+        else:
+            os.environ[SOCKET] = before

@@ -36,9 +36,8 @@ def engine() -> Iterator[engines.RunningEngine]:
     """A container engine that has the image which launches in these suites name."""
     with engines.podman() as running:
         running.load_debian("python:3.12")
-        os.environ[engines.SOCKET] = str(running.socket)
-        yield running
-        del os.environ[engines.SOCKET]
+        with engines.named(running):
+            yield running
 
 
 @pytest.fixture(scope="session")

@@ -61,9 +61,8 @@ ROWS: dict[str, Callable[[Path], Executor]] = {
 def engine() -> Iterator[engines.RunningEngine]:
     with engines.podman() as running:
         running.load_debian("anything")
-        os.environ[engines.SOCKET] = str(running.socket)
-        yield running
-        del os.environ[engines.SOCKET]
+        with engines.named(running):
+            yield running
 
 
 @dataclass
