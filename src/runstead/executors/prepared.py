@@ -37,13 +37,7 @@ class Waiting:
 
     def is_there(self) -> bool:
         """Say whether its supervisor lives."""
-        try:
-            self.connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return framing.is_silent(self.connection)
 
 
 class Prepared:

@@ -22,6 +22,17 @@ def encode(message: Mapping[str, object]) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
+def is_silent(connection: socket.socket) -> bool:
+    """Say whether the other end of a connection that does not block is there and has said nothing."""
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def receive(connection: socket.socket) -> "dict[str, Any] | None":
     """Read one message; None when the other side went away before its end."""
     head = _exactly(connection, 4)

@@ -108,15 +108,7 @@ class Lane:
 
     def is_usable(self) -> bool:
         """Say whether the other end is there, and nothing is left to be read."""
-        if self._connection.fileno() < 0 or self._messages:
-            return False
-        try:
-            self._connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return self._connection.fileno() >= 0 and not self._messages and framing.is_silent(self._connection)
 
     def cut(self) -> None:
         """Say that there will be no more requests: the other end leaves off what it does, and goes."""
