@@ -1,7 +1,7 @@
 """Opens parts of a server for one command, whether the server runs or not."""
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from runstead.app.addresses import URL_FILE
@@ -10,13 +10,14 @@ from runstead.app.storage import build_content, roots
 from runstead.app.volumes import build_volumes
 from runstead.events.local import LocalEventBus
 from runstead.images.library import ImageLibrary
-from runstead.kit.clock import SystemClock
+from runstead.kit.clock import Clock, SystemClock
 from runstead.kit.settings import Settings
 from runstead.model.errors import Unavailable
 from runstead.services.accounts import Accounts
 from runstead.services.buckets.keeping import Keeping
 from runstead.services.content.checking import Checking
 from runstead.services.content.collecting import Collecting
+from runstead.services.content.service import StoredContent
 from runstead.services.mount_tokens import MountTokens
 from runstead.services.outputs import Outputs
 from runstead.services.recovery import Recovery
@@ -26,48 +27,53 @@ from runstead.services.volumes import MountRequests
 from runstead.stores.accounts import SqlAccountStore
 from runstead.stores.bucket_log import SqlBucketLog
 from runstead.stores.buckets import SqlBucketStore
+from runstead.stores.database import Database
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
 from runstead.stores.usage import SqlUsageStore
 
 
 @asynccontextmanager
-async def open_accounts(settings: Settings) -> AsyncGenerator[Accounts]:
-    """Open the accounts of a server, whether it runs or not."""
+async def _open_database(settings: Settings) -> AsyncGenerator[Database]:
     make_private(settings.server.data_dir)
     database = await open_database(settings.database_url)
     try:
-        yield Accounts(SqlAccountStore(database), SystemClock())
+        yield database
     finally:
         await database.close()
+
+
+@contextmanager
+def _content(settings: Settings, database: Database, clock: Clock) -> Generator[StoredContent]:
+    content = build_content(settings, database, clock, load_key(settings.server.data_dir / "secret.key"))
+    try:
+        yield content
+    finally:
+        content.close()
+
+
+@asynccontextmanager
+async def open_accounts(settings: Settings) -> AsyncGenerator[Accounts]:
+    """Open the accounts of a server, whether it runs or not."""
+    async with _open_database(settings) as database:
+        yield Accounts(SqlAccountStore(database), SystemClock())
 
 
 @asynccontextmanager
 async def open_usage(settings: Settings) -> AsyncGenerator[Usage]:
     """Open what jobs used and what they may cost, whether the server runs or not."""
-    make_private(settings.server.data_dir)
-    database = await open_database(settings.database_url)
-    try:
+    async with _open_database(settings) as database:
         yield Usage(SqlUsageStore(database), SqlAccountStore(database), SystemClock())
-    finally:
-        await database.close()
 
 
 @asynccontextmanager
 async def open_keeping(settings: Settings) -> AsyncGenerator[Keeping]:
     """Open the history of a server's buckets, whether it runs or not."""
-    make_private(settings.server.data_dir)
-    database = await open_database(settings.database_url)
-    try:
-        clock = SystemClock()
-        content = build_content(settings, database, clock, load_key(settings.server.data_dir / "secret.key"))
-        try:
+    clock = SystemClock()
+    async with _open_database(settings) as database:
+        with _content(settings, database, clock) as content:
             stores = SqlBucketStore(database), SqlBucketLog(database)
             yield Keeping(*stores, content, LocalEventBus(), clock, settings.storage.history_days)
-        finally:
-            content.close()
-    finally:
-        await database.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +87,10 @@ class Storage:
 @asynccontextmanager
 async def open_storage(settings: Settings) -> AsyncGenerator[Storage]:
     """Open the stored content of a server, whether it runs or not."""
-    make_private(settings.server.data_dir)
-    database = await open_database(settings.database_url)
-    try:
-        key = load_key(settings.server.data_dir / "secret.key")
-        content = build_content(settings, database, SystemClock(), key)
-        try:
+    async with _open_database(settings) as database:
+        with _content(settings, database, SystemClock()) as content:
             referring = roots(database)
             yield Storage(content.collecting(referring), content.checking(referring))
-        finally:
-            content.close()
-    finally:
-        await database.close()
 
 
 @asynccontextmanager
@@ -115,8 +113,7 @@ async def open_recovery(settings: Settings) -> AsyncGenerator[Recovery]:
         endpoint = (data_dir / URL_FILE).read_text(encoding="utf-8")
     except OSError as error:
         raise Unavailable(f"no server has run on this data directory; start it first: {data_dir}") from error
-    database = await open_database(settings.database_url)
-    try:
+    async with _open_database(settings) as database:
         clock, store = SystemClock(), SqlJobStore(database)
         tokens = MountTokens(load_key(data_dir / "secret.key"), store, clock)
         requests = MountRequests(store, SqlBucketStore(database), tokens, clock, endpoint, recovery=True)
@@ -126,16 +123,10 @@ async def open_recovery(settings: Settings) -> AsyncGenerator[Recovery]:
             yield Recovery(store, provider, settings.jobs.flush_seconds)
         finally:
             await provider.close()
-    finally:
-        await database.close()
 
 
 @asynccontextmanager
 async def open_outputs(settings: Settings) -> AsyncGenerator[Outputs]:
     """Open the list of what a job wrote, whether the server runs or not."""
-    make_private(settings.server.data_dir)
-    database = await open_database(settings.database_url)
-    try:
+    async with _open_database(settings) as database:
         yield Outputs(SqlJobStore(database), SqlBucketLog(database))
-    finally:
-        await database.close()
