@@ -363,7 +363,8 @@ async def test_a_terminal(room: Room) -> None:
 async def test_a_terminal_is_typed_into_and_resized(room: Room) -> None:
     script = (
         "stty -echo; trap 'stty size' WINCH; echo ready; read a; echo \"<$a>\"; "
-        "until read -t 0.05 b; do :; done; echo going; exec sleep 60"
+        # Not `echo going; exec sleep`: a signal that reaches bash right before it becomes another program is lost.
+        "until read -t 0.05 b; do :; done; exec awk 'BEGIN { print \"going\"; fflush(); getline }'"
     )
     async with room.running("bash", "-c", script, terminal=TerminalSize(10, 20)) as program:
         seen = ""

@@ -256,6 +256,7 @@ def _see_supervisor(control: socket.socket) -> None:
         raise _SupervisorGone
 
 
+_REAPED_AT_ONCE = 64  # a bomb leaves dead as fast as they are buried: orders are looked at in between
 _LEFT_MILLIS = 50  # how often to look who is left when the attempt is to end
 
 _signals = -1
@@ -287,21 +288,23 @@ def _attend(child: int, control: socket.socket, listener: socket.socket, ground:
     agent = Agent(listener, ground, poll)
     asked = 0  # by which signal the attempt was asked to end
     while True:
-        while True:
+        more = True
+        for _ in range(_REAPED_AT_ONCE):
             try:
                 ended, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 if asked and not child:
                     return asked
-                break
+                ended = 0
             if ended == 0:
+                more = False
                 break
             if ended == child:
                 return status
             agent.reaped(ended)
         if asked and not child and _is_alone():
             return asked
-        for fd, event in poll.poll(_LEFT_MILLIS if asked and not child else None):
+        for fd, event in poll.poll(0 if more else _LEFT_MILLIS if asked and not child else None):
             if fd == _signals:
                 _forward(os.read(_signals, 512), child)
             elif fd == control.fileno():

@@ -190,7 +190,7 @@ class Supervisor:
 
     def _expect(self, word: bytes) -> None:
         assert self._talk is not None
-        answer = self._talk.recv(65536)
+        answer = _said(self._talk)
         if answer == word:
             return
         if answer[:1] == b"F":
@@ -380,7 +380,7 @@ class Supervisor:
                 processes.end_descendants()
             return
         assert self._talk is not None
-        word = self._talk.recv(64)
+        word = _said(self._talk)
         if self._divider is not None:
             self._divider.finish()
         _, killed = os.waitpid(self._child, 0)  # returns when the whole namespace is empty
@@ -471,6 +471,14 @@ class Supervisor:
             if self._waker.tell(b"j"):
                 return
             time.sleep(0.002)
+
+
+def _said(by: socket.socket) -> bytes:
+    """Return what process 1 said; nothing when it died, whether or not it had read what it was told."""
+    try:
+        return by.recv(65536)
+    except ConnectionResetError:
+        return b""
 
 
 def _answer(connection: socket.socket) -> None:
