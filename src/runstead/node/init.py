@@ -295,7 +295,7 @@ def _attend(child: int, control: socket.socket, listener: socket.socket, ground:
             except ChildProcessError:
                 if asked and not child:
                     return asked
-                ended = 0
+                ended, status = 0, 0
             if ended == 0:
                 more = False
                 break
