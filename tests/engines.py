@@ -114,7 +114,9 @@ def podman(*, insecure: Sequence[str] = ()) -> Iterator[RunningEngine]:
     if os.geteuid() != 0:
         pytest.skip("podman with storage of its own needs root here")
     folder = Path(tempfile.mkdtemp(prefix="engine-"))  # podman wants short paths
-    (folder / "containers.conf").write_text('[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\n')
+    # Locks and state of its own: an engine that starts takes those of all others on the machine for its own old ones.
+    lines = ["[engine]", 'runtime = "runc"', 'cgroup_manager = "cgroupfs"', 'lock_type = "file"']
+    (folder / "containers.conf").write_text("\n".join([*lines, f'tmp_dir = "{folder}/tmp"', ""]))
     registries = [f'[[registry]]\nlocation = "{host}"\ninsecure = true\n' for host in insecure]
     (folder / "registries.conf").write_text("\n".join(registries))
     own = {

@@ -11,7 +11,7 @@ import pytest
 from contract import test_executors as suite
 from contract.test_executors import Site
 from runstead.executors.inside import Execution, Inside
-from runstead.model.errors import Unsupported
+from runstead.model.errors import NotRunning, Unsupported
 from runstead.model.executions import Command, Ended
 from runstead.model.launches import Handle, Launch
 
@@ -84,7 +84,10 @@ async def collect(execution: Execution) -> Ran:
 async def enter(site: Site, *argv: str, **changes: Any) -> Room:
     launch = site.launch(*argv, **changes)
     handle = await site.start(launch)
-    return Room(site, launch, handle, await site.executor.inside(handle))
+    try:
+        return Room(site, launch, handle, await site.executor.inside(handle))
+    except NotRunning as error:
+        raise AssertionError((await site.executor.poll([handle]), site.lines(launch))) from error
 
 
 @pytest.fixture

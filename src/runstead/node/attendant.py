@@ -124,7 +124,7 @@ def _is_alone(child: int) -> bool:
 
 def _ask_to_end(child: int, request: "Request", runtime: str) -> None:
     if not bundle.is_entered(runtime):
-        argv = [runtime, *bundle.options(runtime, NO_NETWORK), "kill", "--all", request.job_id, "TERM"]
+        argv = [runtime, *bundle.options(runtime, NO_NETWORK), "kill", "--all", bundle.identity(request), "TERM"]
         os.posix_spawn(runtime, argv, {"PATH": os.defpath})
         return
     for name in os.listdir("/proc"):

@@ -9,7 +9,7 @@ import base64
 import json
 import os
 
-from runstead.node import command, namespaces, pause, seccomp, syscalls, users
+from runstead.node import command, namespaces, pause, rundir, seccomp, syscalls, users
 from runstead.node.inside import imports
 from runstead.node.request import NO_NETWORK
 from runstead.node.roots import image
@@ -89,7 +89,7 @@ def start(
         "run",
         "--bundle",
         f"{_STAGE}/bundle",
-        request.job_id,
+        identity(request),
     ]
     return command.spawn(argv, {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, output)
 
@@ -174,6 +174,11 @@ def _show_stage(stage: str) -> None:
 def is_entered(runtime: str) -> bool:
     """Say whether the container's processes are the machine's, so that we can go in. Those of gVisor are its own."""
     return os.path.basename(runtime) != "runsc"
+
+
+def identity(request: "Request") -> str:
+    """Return the container's id: gVisor names a socket after it that is one for the whole machine."""
+    return rundir.attempt_name(request.job_id, request.attempt)
 
 
 def options(runtime: str, network: str | None) -> list[str]:
