@@ -464,11 +464,26 @@ def test_when_all_programs_of_a_mount_die_what_was_closed_is_saved(mounting: tup
     assert api.ended(again["id"], 40)["status"]["stage"] == "COMPLETED"
 
 
+def test_a_bucket_that_is_gone_when_all_was_saved(fallible: tuple[Api, str]) -> None:
+    """Only mounts save while the job runs; the message does not speak of files that nobody misses."""
+    api, bucket = fallible
+    job = api.shell("echo saved > /data/out; echo is closed; sleep 4", volumes=[volume(bucket)])
+    assert eventually(lambda: said(api.server, b"is closed"), 30)
+    mounted = eventually(lambda: "out" in files(api, bucket), 2)
+    assert api.call("DELETE", f"/api/buckets/{bucket}").status == 200
+    status = api.ended(job["id"], 40)["status"]
+    assert (status["stage"], status["failureClass"]) == ("ERROR", "volume")
+    assert ("nothing that was closed is missing" in status["message"]) == mounted
+    assert ("runstead job recover" in status["message"]) != mounted
+
+
 def test_what_cannot_be_saved_is_kept_and_recovered(fallible: tuple[Api, str]) -> None:
     api, bucket = fallible
     server = api.server
-    job = api.shell("echo precious > /data/out; mkdir /data/d; echo p > /data/d/e; sleep 3", volumes=[volume(bucket)])
-    assert eventually(lambda: api.stage(job["id"]) == "RUNNING", 20)
+    # What is closed before the bucket is gone may be in it; what is opened afterwards is refused to the program.
+    script = "mkdir /data/d; exec 3>/data/out 4>/data/d/e; echo is open; sleep 4; echo precious >&3; echo p >&4"
+    job = api.shell(script, volumes=[volume(bucket)])
+    assert eventually(lambda: said(server, b"is open"), 30)
     assert api.call("DELETE", f"/api/buckets/{bucket}").status == 200
     status = api.ended(job["id"], 40)["status"]
     assert (status["stage"], status["failureClass"]) == ("ERROR", "volume")
@@ -483,8 +498,8 @@ def test_what_cannot_be_saved_is_kept_and_recovered(fallible: tuple[Api, str]) -
     server.kill()
     server.start()  # what is kept outlives restarts
     server.run("bucket", "restore", bucket, "--deleted")
-    said = server.run("job", "recover", job["id"]).stdout
-    assert "attempt 1: 2 files, 11 bytes are in its buckets" in said
+    told = server.run("job", "recover", job["id"]).stdout
+    assert "attempt 1: 2 files, 11 bytes are in its buckets" in told
     assert files(api, bucket) == {"in/1.txt": "one", "in/sub/2.txt": "two", "out": "precious\n", "d/e": "p\n"}
     assert not kept.exists()
     again = server.run("job", "recover", job["id"], check=False)

@@ -296,9 +296,8 @@ class Reconcile:
                 flushed = await self._volumes.flush(job)
             except RunsteadError as error:
                 log.warning("what a job wrote could not be saved", job=job.id, reason=error.message)
-                hint = f"{error.message}; `runstead job recover {job.id}` on the server's machine saves the rest"
-                await self._logs.append(job.id, job.attempt, [f"runstead: {hint}"], self._clock.now())
-                return steps.NotSaved(hint)
+                await self._logs.append(job.id, job.attempt, [f"runstead: {error.message}"], self._clock.now())
+                return steps.NotSaved(error.message)
         if flushed.notes:
             notes = [f"runstead: {note}" for note in flushed.notes]
             await self._logs.append(job.id, job.attempt, notes, self._clock.now())

@@ -21,7 +21,7 @@ from runstead.model.errors import BackendFailure, Forbidden, Invalid, NotFound, 
 from runstead.model.volumes import Flushed, Mount, MountRequest
 from runstead.node import places
 from runstead.node.filled.folders import Folders
-from runstead.volumes.interface import VolumeProvider
+from runstead.volumes.interface import VolumeProvider, not_saved
 
 log = structlog.get_logger()
 
@@ -92,8 +92,7 @@ class FilledVolumes(VolumeProvider):
                 order = {"op": "flush", "folder": folder.path, "volumes": [_order(request) for request in requests]}
                 saved = await self._flush(order, within_seconds)
             except RunsteadError as error:
-                kept = self._folders.kept_path(job_id, attempt)
-                raise Unavailable(f"{error.message}; what is missing is kept in {kept}") from error
+                raise not_saved(job_id, error.message, self._folders.kept_path(job_id, attempt)) from error
         return Flushed(saved["files"], saved["bytes"], tuple(saved["notes"]))
 
     async def release(self, job_id: str, attempt: int, keep_unflushed: bool) -> None:

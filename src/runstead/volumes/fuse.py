@@ -31,7 +31,7 @@ from runstead.model.volumes import Flushed, Mount, MountRequest, VolumeKind
 from runstead.node import framing, places, removal, rundir, syscalls
 from runstead.node.fuse import device, keeper
 from runstead.node.fuse.leftovers import has_unsaved, lay_out
-from runstead.volumes.interface import VolumeProvider
+from runstead.volumes.interface import VolumeProvider, not_saved
 
 log = structlog.get_logger()
 
@@ -159,13 +159,12 @@ class FuseVolumes(VolumeProvider):
             if answer is None:
                 answer = await self._ask(self._name, message, within_seconds + _LATE_SECONDS)
         except RunsteadError as error:
-            raise Unavailable(f"{error.message}; what is missing is kept in {self._unsaved / folder.name}") from error
+            left = await asyncio.to_thread(has_unsaved, str(folder))
+            raise not_saved(job_id, error.message, self._unsaved / folder.name if left else None) from error
         if answer["pending"]:
             reason = answer["failure"] or f"it took longer than {within_seconds:g} s"
-            raise Unavailable(
-                f"{answer['pending']} of the job's changes are not in its buckets: {reason}; "
-                f"what is missing is kept in {self._unsaved / folder.name}"
-            )
+            what = f"{answer['pending']} of the job's changes are not in its buckets: {reason}"
+            raise not_saved(job_id, what, self._unsaved / folder.name)
         return Flushed(int(answer["files"]), int(answer["bytes"]), tuple(answer["notes"]))
 
     async def release(self, job_id: str, attempt: int, keep_unflushed: bool) -> None:

@@ -8,8 +8,18 @@ call may succeed later, `BackendFailure` for anything else.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
+from runstead.model.errors import Unavailable
 from runstead.model.volumes import Flushed, Mount, MountRequest
+
+
+def not_saved(job_id: str, reason: str, kept: str | Path | None) -> Unavailable:
+    """Return the error of a flush; `kept` is where on the node that is which is in no bucket, if there is such."""
+    if kept is None:
+        return Unavailable(f"{reason}; nothing that was closed is missing: it had been saved before")
+    what_next = f"`runstead job recover {job_id}` on the server's machine saves the rest"
+    return Unavailable(f"{reason}; what is missing is kept in {kept}; {what_next}")
 
 
 class VolumeProvider(ABC):
@@ -32,7 +42,8 @@ class VolumeProvider(ABC):
         """Return when everything the attempt closed is in its buckets.
 
         Raises Unavailable when that cannot be had in time; what is left is kept on the node, and the message names
-        where. Called after the attempt has ended; called again it goes on where it stopped.
+        where and what to do (`not_saved`). Called after the attempt has ended; called again it goes on where it
+        stopped.
         """
 
     @abstractmethod
