@@ -14,8 +14,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import engines
-
 _START_SECONDS = 120
 
 
@@ -29,15 +27,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = {module, f"{module}.{name}", name}
     rows = [row for row in ROWS if not row.only or names & set(row.only)]
     metafunc.parametrize("site", rows, ids=[row.name for row in rows], indirect=True)
-
-
-@pytest.fixture(scope="session")
-def engine() -> Iterator[engines.RunningEngine]:
-    """A container engine that has the image which launches in these suites name."""
-    with engines.podman() as running:
-        running.load_debian("python:3.12")
-        with engines.named(running):
-            yield running
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -55,14 +55,6 @@ ROWS: dict[str, Callable[[Path], Executor]] = {
     "runsc": _runtime("runsc"),
     "docker": _docker,
 }
-
-
-@pytest.fixture(scope="session")
-def engine() -> Iterator[engines.RunningEngine]:
-    with engines.podman() as running:
-        running.load_debian("anything")
-        with engines.named(running):
-            yield running
 
 
 @dataclass
