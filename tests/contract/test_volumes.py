@@ -181,7 +181,10 @@ async def test_flushing_again_says_the_same(bench: Bench) -> None:
     root = await bench.prepared()
     (root / "new").write_bytes(b"n")
     first = await bench.provider.flush(bench.job_id, 1, 60)
-    assert first == await make_provider(bench.kind, bench).flush(bench.job_id, 1, 60)
+    another = make_provider(bench.kind, bench)
+    await another.open()
+    assert first == await another.flush(bench.job_id, 1, 60)
+    await another.close()
     assert first.files == 1
 
 
