@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 SETUP := scripts/python scripts/bootstrap.py
 BIN := .venv/bin
+# Two files of tests beside each other: more would be in each other's way on two cores.
+PYTEST ?= -n 2 --dist loadfile
 
 .PHONY: help run serve test check lint types imports format bench pins system-packages clean
 

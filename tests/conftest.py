@@ -31,3 +31,10 @@ def engine() -> Iterator[engines.RunningEngine]:
         running.podman("tag", "python:3.12", "anything")
         with engines.named(running):
             yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what CI gave a second chance: it passed then, but it is not forgotten."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"failed at first: {report.nodeid}", sep="_")
+        terminalreporter.line(report.longreprtext)
