@@ -186,6 +186,12 @@ def _is_ours(pid: int) -> bool:
     return b"runstead" in _read_bytes(f"/proc/{pid}/cmdline")
 
 
+def enter_opened(opened: list[int]) -> None:
+    """Do as Group.enter_alone, with what Group.open returned."""
+    for fd in opened:
+        os.write(fd, b"0")
+
+
 class Group:
     """The control groups of one attempt, one in each place."""
 
@@ -221,6 +227,12 @@ class Group:
         """Return groups of that name below these, where there is something to limit."""
         return Group([[kind, path] for kind, path in self._paths if kind != "cpuacct"], name)
 
+    def undivided(self) -> "Group":
+        """Return those of these groups that have none below, as `below` makes them."""
+        found = Group([], "")
+        found._paths = [(kind, path) for kind, path in self._paths if kind == "cpuacct"]
+        return found
+
     def enter_alone(self) -> None:
         """Move this process, which has one thread, inside.
 
@@ -229,6 +241,13 @@ class Group:
         """
         for kind, path in self._paths:
             _write(f"{path}/cgroup.procs" if kind == "v2" else f"{path}/tasks", "0")
+
+    def open(self) -> list[int]:
+        """Open what `enter_opened` needs, for a process that will not see these groups any more."""
+        return [
+            os.open(f"{path}/cgroup.procs" if kind == "v2" else f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+            for kind, path in self._paths
+        ]
 
     def divide(self) -> None:
         """Make ready for groups below these. In version 2 a group with such holds no processes: they go to a leaf."""

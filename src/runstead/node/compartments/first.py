@@ -4,15 +4,15 @@ import os
 import select
 import socket
 
-from runstead.node import command, namespaces, priority, processes, seccomp, syscalls
+from runstead.node import cgroups, command, namespaces, priority, processes, seccomp, syscalls
 from runstead.node.compartments.attempt import BASE
 from runstead.node.compartments.base import folder_in
 from runstead.node.compartments.furnishing import furnish
 from runstead.node.compartments.plan import Plan
-from runstead.node.inside.agent import Agent, listen
+from runstead.node.inside.agent import Agent
 from runstead.node.inside.ground import Ground
 
-_OWN_PROCESSES = 2  # of an agent, beside what its programs may have
+READY = b"\0"
 ENTERED = (
     ("uts", syscalls.CLONE_NEWUTS),
     ("cgroup", syscalls.CLONE_NEWCGROUP),
@@ -21,45 +21,35 @@ ENTERED = (
 
 
 def become(plan: Plan, opened: dict[str, int], report: int) -> None:
-    """Be the first process of a compartment, by way of a child; does not return. We are in the attempt's processes."""
+    """Be the first process of a compartment; does not return. We are that of its process namespace already.
+
+    To `report` goes READY, or why it cannot be.
+    """
     try:
-        listener = _enter(plan, opened)
-        if os.fork():
-            os._exit(0)
         priority.raise_for(0)
+        _enter(plan, opened)
         furnish(plan)
         _give_up_rights(plan, opened.get("user"))
-        os.write(report, b"R")
-        _stay(plan, listener)
+        os.write(report, READY)
+        _stay(plan)
     except BaseException as error:
-        os.write(report, f"{error}".encode("utf-8", "replace")[:4000])
+        os.write(report, f"{error}".encode("utf-8", "replace")[:4000] or b"?")
     os._exit(1)
 
 
-def _enter(plan: Plan, opened: dict[str, int]) -> socket.socket:
-    attempt, limits = plan.attempt, plan.limits
-    group = attempt.group.below(plan.name)
-    group.create(
-        cpu_millicores=limits.get("cpu_millicores") or 0,
-        memory_bytes=limits["memory_bytes"],
-        pids_limit=limits["processes"] + _OWN_PROCESSES,
-    )
-    attempt.group.enter_alone()  # where processor time is counted there are no groups below
-    group.enter_alone()
+def _enter(plan: Plan, opened: dict[str, int]) -> None:
+    plan.attempt.group.undivided().enter_alone()
+    cgroups.enter_opened(plan.groups)
     command.forget_score()
-    listener = listen(attempt.place(plan.name))
     if plan.network is not None:
-        network = os.open(plan.network, os.O_RDONLY | os.O_CLOEXEC)
-        syscalls.enter(network, syscalls.CLONE_NEWNET)
-        os.close(network)
+        syscalls.enter(plan.network, syscalls.CLONE_NEWNET)
     else:
         syscalls.unshare(syscalls.CLONE_NEWNET)
         namespaces.raise_loopback()
     for kind, flag in ENTERED:
         syscalls.enter(opened[kind], flag)
     _make_places(plan)
-    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWPID)
-    return listener
+    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC)
 
 
 def _make_places(plan: Plan) -> None:
@@ -89,13 +79,13 @@ def _give_up_rights(plan: Plan, users: int | None) -> None:
         seccomp.load()
 
 
-def _stay(plan: Plan, listener: socket.socket) -> None:
+def _stay(plan: Plan) -> None:
     """Serve and reap until the end of the attempt, or of the compartment: both come from outside."""
     null = os.open("/dev/null", os.O_RDWR)
-    mine = os.dup(listener.fileno())
+    mine = os.dup(plan.listener.fileno())
     for target, fd in enumerate((null, null, null, mine)):
         os.dup2(fd, target, inheritable=target < 3)
-    listener.detach()
+    plan.listener.detach()
     syscalls.close_from(4)
     ground = Ground(environment={}, folder=plan.home, own_network=True, own_ids=False, rooted=True)
     children = processes.watch_children()

@@ -1,22 +1,50 @@
-"""What has to be known of one compartment to make it."""
+"""What has to be known of one compartment to make it, and what has to be open."""
 
+import os
+
+from runstead.node import removal
 from runstead.node.compartments.attempt import BASE, Attempt
+from runstead.node.inside.agent import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_OWN_PROCESSES = 2  # of an agent, beside what its programs may have
+
 
 class Plan:
-    """One compartment to be."""
+    """One compartment to be: nothing runs in it yet."""
 
     def __init__(
         self, name: str, uid: int, network: str | None, limits: "dict[str, Any]", attempt: Attempt, hosts: str | None
     ) -> None:
         self.name = name
         self.uid = uid
-        self.network = network  # path of its network namespace; None: a new one, without a way out
         self.limits = limits
         self.attempt = attempt
         self.hosts = hosts  # lines for its hosts file; None: as the attempt's
         self.home = f"{BASE}/homes/{name}"
+        self.group = attempt.group.below(name)
+        # Of its network namespace; None: a new one, without a way out.
+        self.network = None if network is None else os.open(network, os.O_RDONLY | os.O_CLOEXEC)
+
+    def prepare(self) -> None:
+        """Make its directory and its control groups, and listen for it, while the machine's files are to be seen."""
+        path = self.attempt.place(self.name)
+        if os.path.exists(path):
+            removal.delete_tree(path)
+        os.mkdir(path, 0o700)
+        self.listener = listen(path)
+        self.group.create(
+            cpu_millicores=self.limits.get("cpu_millicores") or 0,
+            memory_bytes=self.limits["memory_bytes"],
+            pids_limit=self.limits["processes"] + _OWN_PROCESSES,
+        )
+        self.groups = self.group.open()
+
+    def close(self) -> None:
+        """Close all of it."""
+        self.listener.close()
+        for fd in (*self.groups, *(() if self.network is None else (self.network,))):
+            os.close(fd)
