@@ -47,7 +47,7 @@ def populate(server: Server, folder: Path) -> dict[tuple[str, str], str]:
     """Make the accounts; through the library that the commands use, since a hundred commands take a minute."""
     script = """
 import asyncio, json, sys
-from runstead.app.opening import open_accounts
+from runstead.app.opening.accounts import open_accounts
 from runstead.kit.settings import load_settings
 from runstead.model.accounts import OrgRole, Permission, TokenRole
 

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 def with_accounts(settings: Settings, action: Callable[[Accounts], Awaitable[Result]]) -> Result:
     """Open the accounts of the data directory, do the action, close them, and return its result."""
-    from runstead.app.opening import open_accounts
+    from runstead.app.opening.accounts import open_accounts
 
     async def run() -> Result:
         async with open_accounts(settings) as accounts:

@@ -106,7 +106,7 @@ def restore(
 def _with_keeping(
     config: FilePath | None, data_dir: str | None, action: Callable[[Keeping], Awaitable[Result]]
 ) -> Result:
-    from runstead.app.opening import open_keeping
+    from runstead.app.opening.content import open_keeping
 
     settings = settings_at(config, data_dir)
 

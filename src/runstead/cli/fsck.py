@@ -28,7 +28,7 @@ def fsck(
     What is damaged is never given out. It is also taken out of use, so that the next upload of the same content
     puts it right. The exit code is 1 if anything is wrong.
     """
-    from runstead.app.opening import open_storage
+    from runstead.app.opening.content import open_storage
 
     settings = settings_at(config, data_dir)
     found: list[Damage] = []

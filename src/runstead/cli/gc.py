@@ -25,7 +25,7 @@ def gc(
     Clients remember for three weeks what is stored, so content stays for `storage.grace_days` after a client was
     last told of it; what buckets keep as history stays as well.
     """
-    from runstead.app.opening import open_storage
+    from runstead.app.opening.content import open_storage
 
     settings = settings_at(config, data_dir)
 

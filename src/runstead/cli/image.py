@@ -179,7 +179,7 @@ class _Progress:
 def _with_library(
     config: Path | None, data_dir: str | None, action: Callable[[ImageLibrary], Awaitable[Result]]
 ) -> Result:
-    from runstead.app.opening import open_images
+    from runstead.app.opening.images import open_images
 
     settings = settings_at(config, data_dir)
 

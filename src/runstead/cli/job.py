@@ -68,7 +68,7 @@ def wait(
 
 
 async def _outputs(settings: Settings, job_id: str, as_json: bool) -> None:
-    from runstead.app.opening import open_outputs
+    from runstead.app.opening.content import open_outputs
     from runstead.xet.hashes import hash_to_text
 
     files, size = 0, 0
@@ -86,7 +86,7 @@ async def _outputs(settings: Settings, job_id: str, as_json: bool) -> None:
 
 
 async def _recover(settings: Settings, job_id: str, discard: bool) -> None:
-    from runstead.app.opening import open_recovery
+    from runstead.app.opening.recovery import open_recovery
 
     async with open_recovery(settings) as recovery:
         if discard:

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 def with_usage(settings: Settings, action: Callable[[Usage], Awaitable[Result]]) -> Result:
     """Open the records of the data directory, do the action, close them, and return its result."""
-    from runstead.app.opening import open_usage
+    from runstead.app.opening.accounts import open_usage
 
     async def run() -> Result:
         async with open_usage(settings) as usage:
