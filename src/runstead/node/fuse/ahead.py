@@ -66,15 +66,19 @@ class Ahead:
             self._rounds += 1
         self._cache.fetchers.submit(lambda: self._fetch([content for _, content in chosen]))
 
-    def _choose(self, folder: Node, after: str, most: int) -> "list[tuple[str, Content]]":
+    def following(self, folder: Node, after: str, most: int) -> list[str]:
+        """Return the names of the store that follow one in a folder."""
         listing, count, names = self._names
         if listing is not folder.listing or count != len(listing):
             names = sorted(folder.listing)
             self._names = folder.listing, len(names), names
+        begin = bisect.bisect_right(names, after)
+        return names[begin : begin + most]
+
+    def _choose(self, folder: Node, after: str, most: int) -> "list[tuple[str, Content]]":
         found: list[tuple[str, Content]] = []
         left = min(_MOST_BYTES, self._cache.limit_bytes // _CACHE_SHARE)
-        begin = bisect.bisect_right(names, after)
-        for name in names[begin : begin + 2 * most]:
+        for name in self.following(folder, after, 2 * most):
             content = folder.listing.get(name)
             if content is None or not 0 < content.size <= SMALL_BYTES or self._cache.has_whole(content):
                 continue

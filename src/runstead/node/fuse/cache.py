@@ -10,6 +10,7 @@ the last one is there; a file that fails is taken away, and reading it is an err
 import collections
 import errno
 import os
+import resource
 import struct
 import threading
 import time
@@ -25,20 +26,25 @@ _STREAMS = 32  # readers of one file that are recognised as sequential
 _RECORD = struct.Struct("=QI32s")  # offset and length of a chunk, and its hash
 _FETCHERS = 6
 _STALL_FACTOR = 3
+_MOST_KEPT = 10_000  # files that are ready though nobody reads them
+_KEPT_SHARE = 8  # they are no more than such a part of all
+_SECONDS_SAME = 600  # how exactly the disk is told when a file was used: for the daemon that comes next
 
 
 class Cache:
     """The contents of this node. Safe for threads; another daemon may use the same directory."""
 
-    def __init__(self, directory: str, limit_bytes: int, patience: float) -> None:
+    def __init__(self, directory: str, limit_bytes: int, patience: float, most_kept: int = _MOST_KEPT) -> None:
         self._files = os.path.join(directory, "files")
         self._parts = os.path.join(directory, "parts", str(os.getpid()))
         self._limit = limit_bytes
+        self._most_kept = min(most_kept, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._patience = patience
         self._lock = threading.Lock()
         self._known: collections.OrderedDict[bytes, int] = collections.OrderedDict()  # whole files: bytes on disk
         self._open: dict[bytes, CachedFile] = {}  # in use, or partly filled
         self._used = 0
+        self._kept = self._kept_bytes = 0
         self.fetchers = Workers("fetch", _FETCHERS)
         self.fetched_bytes = 0
 
@@ -82,7 +88,27 @@ class Cache:
                 file.bad = True  # nothing came
             if file.users == 0 and (file.whole or file.bad):
                 self._forget(file)
+                if file.content.file_hash in self._known:
+                    self._known.move_to_end(file.content.file_hash)
         self._shrink(0)
+
+    def keep(self, size: int, mine: int) -> bool:
+        """Allow who has so many already to take a file for longer than it is read, if there is room for such.
+
+        Whoever comes first leaves as many to others as he has.
+        """
+        with self._lock:
+            if mine >= self._most_kept - self._kept or self._kept_bytes + size > self._limit // _KEPT_SHARE:
+                return False
+            self._kept += 1
+            self._kept_bytes += size
+            return True
+
+    def keep_no_more(self, size: int) -> None:
+        """Give back what `keep` allowed."""
+        with self._lock:
+            self._kept -= 1
+            self._kept_bytes -= size
 
     def adopt(self, path: str, content: Content) -> None:
         """Make a file whose bytes are known to be this content one of the cache; the path is no more afterwards."""
@@ -146,12 +172,14 @@ class Cache:
         except FileNotFoundError:
             self._used -= self._known.pop(content.file_hash, 0)
             return None
-        if os.fstat(fd).st_size != content.size:  # cut short by a loss of power
+        found = os.fstat(fd)
+        if found.st_size != content.size:  # cut short by a loss of power
             os.close(fd)
             os.unlink(path)
             self._used -= self._known.pop(content.file_hash, 0)
             return None
-        os.utime(fd)
+        if time.time() - found.st_atime > _SECONDS_SAME:
+            os.utime(fd)
         return CachedFile(self, content, path, fd, self._patience, whole=True)
 
     def _open_new(self, content: Content) -> "CachedFile":

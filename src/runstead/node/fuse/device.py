@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import select
 
 from runstead.node import syscalls
 from runstead.node.fuse import protocol
@@ -43,6 +44,15 @@ class Device:
                     return 0
                 raise
 
+    def has_request(self) -> bool:
+        """Whether a request waits, or the mount is no more."""
+        fd = self.fd
+        if fd < 0:
+            return True
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+
     def answer(self, unique: int, body: "bytes | memoryview" = b"") -> bool:
         """Answer a request; False when nobody waits for it any more."""
         head = protocol.ANSWER.pack(16 + len(body), 0, unique)
@@ -79,6 +89,8 @@ class Device:
 
     def close_backing(self, number: int) -> None:
         """Give a number of `open_backing` back; files that are open stay so."""
+        if self.fd < 0:
+            return  # they went with the mount
         try:
             fcntl.ioctl(self.fd, protocol.BACKING_CLOSE, bytearray(number.to_bytes(4, "little")), True)
         except OSError:

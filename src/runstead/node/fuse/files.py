@@ -1,8 +1,8 @@
 """Files that are open: where their bytes are, how they come to be staged, and what happens at their last close.
 
-A file that is read is backed by the node's cache, one that was opened for writing by a staged file, which the kernel
-reads and writes itself where it can. Reads through this daemon are for what is not whole in the cache yet, and for
-kernels that cannot do without.
+A file that is read is backed by the node's cache, a small one also after its last close (`kept`). One that was opened
+for writing is backed by a staged file. The kernel reads and writes both itself where it can. Reads through this daemon
+are for what is not whole in the cache yet, and for kernels that cannot do without.
 
 A file of the bucket that somebody here reads is opened for writing as a new node: the kernel takes one backing file per
 node. Who had it open before keeps the version that was there.
@@ -19,11 +19,13 @@ from runstead.node.fuse.backing import Backing
 from runstead.node.fuse.cache import Cache, CachedFile
 from runstead.node.fuse.device import Device
 from runstead.node.fuse.journal import Journal
+from runstead.node.fuse.kept import Kept, Shared, packed, reads_only
 from runstead.node.fuse.nodelog import NodeLog
 from runstead.node.fuse.session import Request
 from runstead.node.fuse.source import EMPTY, Content, Source
 from runstead.node.fuse.staging import Staging, copy
 from runstead.node.fuse.tree import Node, Tree
+from runstead.node.fuse.upcoming import Upcoming
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,11 +67,13 @@ class Files:
         self._staging = staging
         self._cache = cache
         self._ahead = Ahead(source, cache)
+        self.upcoming = Upcoming(self._ahead.following, self._prepare)
         self._log = log
         self._lock = lock
         self.wake = wake  # there may be something to upload
         self._device = Device(-1, passthrough=False)
         self._handles: dict[int, _Handle] = {}
+        self._kept = Kept(cache, self._let_go)
         self._next = first_handle
         self._taken: dict[int, int] = {}  # by the number of a request: what another daemon opened for it
 
@@ -84,11 +88,12 @@ class Files:
 
     def records(self) -> "list[tuple[object, ...]]":
         """Return all that the next daemon must know of open files."""
-        return [_record(number, handle, 0) for number, handle in self._handles.items()]
+        shared = {file.handle for file in self._kept}
+        return [_record(number, handle, 0, number in shared) for number, handle in self._handles.items()]
 
     def restore(self, records: "list[tuple[Any, ...]]") -> None:
         """Have those files open that were open when another daemon died."""
-        for _, number, node_number, writes, backing_number, request in records:
+        for _, number, node_number, writes, backing_number, request, shared in records:
             node = self._tree.nodes.get(node_number)
             if node is None:
                 continue
@@ -97,6 +102,10 @@ class Files:
             except OSError:
                 continue  # its staged file is gone: what is read of it is an error
             backing.number = backing_number
+            if shared:
+                self._handles[number] = _Handle(node, backing, writes=False)
+                self._kept.restore(Shared(node, backing, number, packed(number, backing)))
+                continue
             backing.users += 1
             node.backing = backing
             node.writers += writes
@@ -131,6 +140,13 @@ class Files:
             node = self._tree.get(request.node)
         return self.open_node(request, node, flags)
 
+    def open_kept(self, node: int, request: bytearray) -> bytes | None:
+        """Open a file that is kept, None if it is not, or not to be read only."""
+        if not reads_only(protocol.OPEN_IN.unpack_from(request, protocol.HEADER.size)[0]):
+            return None
+        with self._lock:
+            return self._kept.open(node)
+
     def close_unanswered(self, request: Request) -> None:
         """Close what another daemon opened for this request, and could not say."""
         if request.resent:
@@ -140,14 +156,15 @@ class Files:
 
     def open_node(self, request: Request, node: Node, flags: int) -> bytes:
         """Open a node for reading or writing."""
-        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+        if reads_only(flags):
             return self._open_to_read(request, node)
         return self._open_to_write(request, node, truncate=bool(flags & os.O_TRUNC))
 
     def _open_to_read(self, request: Request, node: Node) -> bytes:
         with self._lock:
-            if node.backing is not None:
-                return self._hand_out(request, node, node.backing, writes=False)
+            answer = self._open_again(request, node)
+            if answer is not None:
+                return answer
             if node.stage is not None:
                 backing = Backing(self._device, self._staging.open(node.stage), self._cache, None)
                 return self._hand_out(request, node, backing, writes=False)
@@ -162,14 +179,64 @@ class Files:
                 request.wait_here()
                 cached.fill(self._source)
             with self._lock:
-                if node.backing is None and node.stage is None and node.content == content:
+                if self._is_closed(node) and node.stage is None and node.content == content:
                     backing = Backing(self._device, cached.fd, self._cache, cached)
-                    return self._hand_out(request, node, backing, writes=False)
+                    if self._kept.may_have(backing):
+                        self._share(node, backing)
+                        self.upcoming.opened(node)
+                    return self._open_again(request, node) or self._hand_out(request, node, backing, writes=False)
         except BaseException:
             self._cache.drop(cached)
             raise
         self._cache.drop(cached)
         return self._open_to_read(request, node)
+
+    def _open_again(self, request: Request, node: Node) -> bytes | None:
+        """Open what somebody reads, or is kept, None if that is neither; the lock is held."""
+        answer = self._kept.open(node.id)
+        if answer is not None:
+            handle = protocol.OPEN_OUT.unpack(answer)[0]
+            request.undo = lambda: self._close(handle)
+        elif node.backing is not None:
+            answer = self._hand_out(request, node, node.backing, writes=False)
+        return answer
+
+    def _is_closed(self, node: Node) -> bool:
+        return node.backing is None and node.id not in self._kept
+
+    def _share(self, node: Node, backing: Backing) -> None:
+        """Open a file for whoever reads it from now on; the lock is held."""
+        handle = self._next
+        self._next += 1
+        self._handles[handle] = _Handle(node, backing, writes=False)
+        self._kept.add(Shared(node, backing, handle, packed(handle, backing)))
+        self._log.write(*_record(handle, self._handles[handle], 0, True))
+
+    def _prepare(self, node: Node) -> bool:
+        """Have a small file ready that may be opened next, if it is here; False if there is no room."""
+        with self._lock:
+            content = node.content
+            known = node.lookups > 0 and not node.orphan and node.stage is None and self._is_closed(node)
+            if not known or content is None or not 0 < content.size <= SMALL_BYTES:
+                return True
+            if not self._cache.has_whole(content):
+                return True
+            try:
+                cached = self._cache.take(content)
+            except OSError:
+                return False
+            backing = Backing(self._device, cached.fd, self._cache, cached)
+            if self._kept.may_have(backing):
+                self._share(node, backing)
+                return True
+            backing.close()
+            return False
+
+    def _let_go(self, file: Shared) -> None:
+        """A file is kept no more; the lock is held."""
+        self._log.write("r", file.handle)
+        del self._handles[file.handle]
+        file.backing.close()
 
     def _read_ahead(self, request: Request, node: Node, content: Content, cached: CachedFile) -> None:
         with self._lock:
@@ -186,14 +253,9 @@ class Files:
         handle = self._next
         self._next += 1
         self._handles[handle] = _Handle(node, backing, writes=writes)
-        self._log.write(*_record(handle, self._handles[handle], request.unique))
+        self._log.write(*_record(handle, self._handles[handle], request.unique, False))
         request.undo = lambda: self._close(handle)
-        flags = protocol.FOPEN_NOFLUSH
-        if backing.number:
-            flags |= protocol.FOPEN_PASSTHROUGH
-        elif backing.cached is not None:
-            flags |= protocol.FOPEN_KEEP_CACHE  # a node's content does not change
-        return protocol.OPEN_OUT.pack(handle, flags, backing.number)
+        return packed(handle, backing)
 
     def _open_to_write(self, request: Request, node: Node, *, truncate: bool) -> bytes:
         with self._lock:
@@ -238,6 +300,7 @@ class Files:
             if node.stage is not None or node.backing is not None or node.orphan or node.content != content:
                 self._staging.delete(stage)  # somebody was faster
                 return node if node.stage is not None else self._make_writable(request, node, keep=keep)
+        self._kept.drop(node)
         node.stage, node.content = stage, None
         self._log.write("s", node.id, stage)
         return node
@@ -342,11 +405,32 @@ class Files:
         self._close(protocol.RELEASE_IN.unpack_from(request.body)[0])
         return b""
 
+    def release_kept(self, node: int, request: bytearray) -> bytes | None:
+        """Close a file that is kept, None if it is not."""
+        number = protocol.U64.unpack_from(request, protocol.HEADER.size)[0]
+        with self._lock:
+            return b"" if self._kept.close(node, number) else None
+
+    def forgotten(self, number: int) -> None:
+        """The kernel has forgotten a node; the lock is held."""
+        self._kept.forget(number)
+
+    def end(self) -> None:
+        """The mount is gone, and no request of it is served any more: let go of what only reads."""
+        with self._lock, self._log.together():
+            self._kept.drop_all()
+            left = {handle.backing for handle in self._handles.values()}
+            for backing in left:
+                if backing.cached is not None and backing.cached.whole:
+                    backing.close()
+            self._handles.clear()
+
     def _close(self, number: int) -> None:
         with self._lock:
-            handle = self._handles.pop(number, None)
-            if handle is None:
+            handle = self._handles.get(number)
+            if handle is None or self._kept.close(handle.node.id, number):
                 return
+            del self._handles[number]
             self._log.write("r", number)
             node, backing = handle.node, handle.backing
             backing.users -= 1
@@ -388,5 +472,6 @@ def _empty(fd: int) -> None:
         os.utime(fd)
 
 
-def _record(number: int, handle: _Handle, request: int) -> "tuple[object, ...]":
-    return "h", number, handle.node.id, handle.writes, handle.backing.number, request & ~protocol.RESENT
+def _record(number: int, handle: _Handle, request: int, shared: bool) -> "tuple[object, ...]":
+    unique = request & ~protocol.RESENT
+    return "h", number, handle.node.id, handle.writes, handle.backing.number, unique, shared

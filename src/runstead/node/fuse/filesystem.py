@@ -15,13 +15,14 @@ from runstead.node.fuse import protocol
 from runstead.node.fuse.files import Files
 from runstead.node.fuse.journal import Journal
 from runstead.node.fuse.refusals import Refusals
-from runstead.node.fuse.session import Operation, Request
+from runstead.node.fuse.session import Operation, Quick, Request
 from runstead.node.fuse.source import Content, Source
 from runstead.node.fuse.staging import Staging
 from runstead.node.fuse.tree import Node, Tree, empty_content, folders_of
 
 _VALID_MS = 1000  # what the kernel may remember: others' changes are to be seen within two seconds
 _DT_DIR, _DT_REG = 4, 8
+_NOTHING = protocol.pack_entry(0, protocol.NO_ATTR, 0)  # of a name whose node is not told
 _RENAME_NOREPLACE = 1
 _NAME_MAX = 255
 _REFRESHES = 8  # of a folder that is moved about meanwhile
@@ -86,6 +87,10 @@ class FileSystem:
             }
         return found
 
+    def quick(self) -> dict[int, Quick]:
+        """Return what is tried first, for that it takes the least time."""
+        return {protocol.OPEN: self._files.open_kept, protocol.RELEASE: self._files.release_kept}
+
     # Names
 
     def lookup(self, request: Request) -> bytes:
@@ -107,14 +112,18 @@ class FileSystem:
     def forget(self, request: Request) -> None:
         """Forget a node; nobody waits for an answer."""
         with self._lock:
-            self._tree.forget(request.node, protocol.U64.unpack_from(request.body)[0])
+            self._forget(request.node, protocol.U64.unpack_from(request.body)[0])
 
     def batch_forget(self, request: Request) -> None:
         """Forget many."""
         count = protocol.U32_PAIR.unpack_from(request.body)[0]
         with self._lock:
             for index in range(count):
-                self._tree.forget(*protocol.FORGET_ONE.unpack_from(request.body, 8 + 16 * index))
+                self._forget(*protocol.FORGET_ONE.unpack_from(request.body, 8 + 16 * index))
+
+    def _forget(self, number: int, times: int) -> None:
+        self._tree.forget(number, times)
+        self._files.forgotten(number)
 
     def refresh(self, request: Request, folder: Node) -> None:
         """List a folder anew; of several who want that, one does it."""
@@ -259,12 +268,13 @@ class FileSystem:
             folder = self._tree.folder(request.node)
             names = self._folders.get(handle, [])
             parts: list[bytes] = []
-            for index in range(offset, len(names)):
-                part = self._dirent(folder, names[index], index + 1, room, plus=plus)
-                if part is None:
-                    break
-                room -= len(part)
-                parts.append(part)
+            with self._tree.log.together():
+                for index in range(offset, len(names)):
+                    part = self._dirent(folder, names[index], index + 1, room, plus=plus)
+                    if part is None:
+                        break
+                    room -= len(part)
+                    parts.append(part)
         return b"".join(parts)
 
     def _dirent(self, folder: Node, entry: "tuple[str, bool]", offset: int, room: int, *, plus: bool) -> bytes | None:
@@ -277,11 +287,10 @@ class FileSystem:
             return None
         if not plus:
             return data
-        nothing = protocol.pack_entry(0, protocol.NO_ATTR, 0)
         if name in (".", ".."):
-            return nothing + data
+            return _NOTHING + data
         found = self._tree.find(folder, name)
-        return nothing + data if found is None else self._entry(found) + data
+        return _NOTHING + data if found is None else self._entry(found) + data
 
     # Changing names
 

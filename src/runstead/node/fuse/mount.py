@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _STACK_BYTES = 1 << 19
 _REST_SECONDS = 0.5
+_END_SECONDS = 5.0  # for the request that is being served
 _WAITERS = 12  # threads per mount that wait for the store
 
 
@@ -86,6 +87,7 @@ class VolumeMount:
         )
         self._device: Device | None = None
         self._gone = threading.Event()
+        self._serving: threading.Thread | None = None
 
     def begin(self, found: Device | None = None) -> Device:
         """Mount and serve, or go on serving a mount that another daemon served before. Raises OSError."""
@@ -106,8 +108,10 @@ class VolumeMount:
         if taken_over:
             found.notify(protocol.NOTIFY_RESEND)  # what the other daemon had taken and not answered
         operations = self._system.operations(read_only=self.read_only)
-        session = Session(found, operations, self._workers.submit, self._files.attach)
-        _thread("mount", lambda: self._serve(session))
+        session = Session(
+            found, operations, self._system.quick(), self._files.upcoming, self._workers.submit, self._files.attach
+        )
+        self._serving = _thread("mount", lambda: self._serve(session))
         _thread("events", lambda: self._hub.follow(self._changed, self._live, self._gone.is_set))
         if not self.read_only:
             self._uploads.start(_REST_SECONDS if taken_over else 0.0)
@@ -163,6 +167,10 @@ class VolumeMount:
         self._gone.set()
         device.abort(self.path)
         self._uploads.stop()
+        if self._serving is not None:
+            self._serving.join(_END_SECONDS)
+            if not self._serving.is_alive():
+                self._files.end()
         if self._device is not None:
             fd, self._device.fd = self._device.fd, -1
             os.close(fd)
@@ -191,6 +199,8 @@ class VolumeMount:
             self._tree.live = listening
 
 
-def _thread(name: str, run: Callable[[], None]) -> None:
+def _thread(name: str, run: Callable[[], None]) -> threading.Thread:
     threading.stack_size(_STACK_BYTES)
-    threading.Thread(target=run, name=name, daemon=True).start()
+    started = threading.Thread(target=run, name=name, daemon=True)
+    started.start()
+    return started

@@ -13,13 +13,14 @@ the mount that its keeper holds it means nothing.
     ("u", node, content)            has this content from now on
     ("f", node)                     forgotten
     ("y", path), ("z", path)        a folder that the store still lists is none; not so any more
-    ("h", handle, node, writes, backing number, request)    opened
+    ("h", handle, node, writes, backing number, request, shared)    opened, if shared by and for all who read
     ("r", handle)                   closed
 """
 
+import contextlib
 import marshal
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class NodeLog:
         self._fd = -1
         self._size = 0
         self._compact_at = _COMPACT_BYTES
+        self._gathered: list[bytes] | None = None
         self.snapshot: Callable[[], Iterable[Record]] = tuple  # all that counts now
 
     def start(self) -> None:
@@ -57,14 +59,36 @@ class NodeLog:
         self._compact_at = max(_COMPACT_BYTES, 4 * len(data))
 
     def write(self, *record: object) -> None:
-        """Add a record."""
+        """Add a record; the mount's lock is held."""
         if self._fd < 0:
             return
         data = _packed(record)
+        if self._gathered is None:
+            self._put(data)
+        else:
+            self._gathered.append(data)
+
+    @contextlib.contextmanager
+    def together(self) -> Generator[None]:
+        """Write with one call what is written meanwhile."""
+        gathered: list[bytes] = []
+        self._gathered = gathered
         try:
-            self._size += os.write(self._fd, data)
+            yield
+        finally:
+            self._gathered = None
+            if gathered:
+                self._put(b"".join(gathered))
+
+    def _put(self, data: bytes) -> None:
+        try:
+            written = os.write(self._fd, data)
+            if written < len(data):
+                os.ftruncate(self._fd, self._size)
+                return  # the disk is full: the next daemon knows less
         except OSError:
-            return  # the disk is full: the next daemon knows less
+            return
+        self._size += written
         if self._size > self._compact_at:
             try:
                 self.start()

@@ -45,6 +45,7 @@ NOTIFY_INVAL_INODE, NOTIFY_INVAL_ENTRY, NOTIFY_RESEND = 2, 3, 7
 RESENT = 1 << 63  # in the unique number of a request that another daemon had taken before
 
 HEADER = struct.Struct("=IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, extensions
+HEADER_HEAD = struct.Struct("=IIQQ")
 ANSWER = struct.Struct("=IiQ")  # length, minus errno, unique
 INIT_IN = struct.Struct("=IIII")  # major, minor, readahead, flags; then flags2
 INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")

@@ -11,12 +11,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from runstead.node.fuse import protocol
 from runstead.node.fuse.device import Device
 
 Answer = "bytes | memoryview"
 Operation = Callable[["Request"], "bytes | memoryview | None"]
+Quick = Callable[[int, bytearray], "bytes | None"]  # of a node and the whole request; None: it is an Operation's
+
+
+class Spare(Protocol):
+    """What may be done, a little at a time, while no request waits; true if there is something."""
+
+    def __bool__(self) -> bool: ...
+
+    def do(self) -> None:
+        """Do a little."""
 
 
 class Slow(Exception):
@@ -55,11 +66,15 @@ class Session:
         self,
         device: Device,
         operations: dict[int, Operation],
+        quick: dict[int, Quick],
+        spare: Spare,
         submit: Callable[[Callable[[], None]], None],
         ready: Callable[[Device], None],
     ) -> None:
         self._device = device
         self._operations = operations
+        self._quick = quick
+        self._spare = spare
         self._submit = submit
         self._ready = ready
         self._lock = threading.Lock()
@@ -71,9 +86,21 @@ class Session:
         view = memoryview(buffer)
         device = self._device
         while True:
+            while self._spare and not device.has_request():
+                try:
+                    self._spare.do()
+                except Exception as error:  # nobody waits for it
+                    sys.excepthook(type(error), error, error.__traceback__)
             count = device.read(buffer)
             if count == 0:
                 return
+            _, opcode, unique, node = protocol.HEADER_HEAD.unpack_from(buffer)
+            quick = self._quick.get(opcode)
+            if quick is not None and not unique & protocol.RESENT:
+                answer = quick(node, buffer)
+                if answer is not None:
+                    device.answer(unique, answer)
+                    continue
             request = Request(bytes(view[:count]))
             opcode = request.opcode
             if opcode == protocol.INIT:

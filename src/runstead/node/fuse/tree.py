@@ -128,7 +128,7 @@ class Tree:
 
     def __init__(self, journal: Journal, log: NodeLog, first_node: int, *, owner: int, read_only: bool) -> None:
         self._journal = journal
-        self._log = log
+        self.log = log
         self._folder_mode = READ_ONLY_FOLDER_MODE if read_only else FOLDER_MODE
         self._file_mode = READ_ONLY_FILE_MODE if read_only else FILE_MODE
         self._next = first_node
@@ -407,7 +407,7 @@ class Tree:
         if not node.marked and self._marked < _MOST_MARKED:
             node.marked = True
             self._marked += 1
-        self._log.write("p", node.id, node.mode, node.uid, node.gid, node.marked)
+        self.log.write("p", node.id, node.mode, node.uid, node.gid, node.marked)
 
     def renew(self, node: Node) -> Node:
         """Give the name of a file that stays with those who have it open to a new node for the same content."""
@@ -427,7 +427,7 @@ class Tree:
         while above is not None:
             if not above.kept:
                 above.kept = True
-                self._log.write("k", above.id)
+                self.log.write("k", above.id)
             above = above.parent
 
     def detach(self, node: Node) -> None:
@@ -438,7 +438,7 @@ class Tree:
         node.kept = False
         self._unmark(node)
         node.changed_ns = time.time_ns()
-        self._log.write("x", node.id)
+        self.log.write("x", node.id)
         self.drop_unused(node)
 
     def _unmark(self, node: Node) -> None:
@@ -448,11 +448,11 @@ class Tree:
     def hide(self, path: str) -> None:
         """A folder was removed or renamed here, and the store does not know yet."""
         self._hidden.add(path)
-        self._log.write("y", path)
+        self.log.write("y", path)
 
     def _show(self, path: str) -> None:
         if self._hidden.discard(path):
-            self._log.write("z", path)
+            self.log.write("z", path)
 
     def _show_all(self, path: str) -> None:
         """A folder is there, with those in it that are known or will have files."""
@@ -465,7 +465,7 @@ class Tree:
     def begin_move(self, old: str, new: str) -> None:
         """What is in a folder is about to be moved, one path after the other."""
         self.moving = old, new
-        self._log.write("b", old, new)
+        self.log.write("b", old, new)
 
     def move(self, node: Node, folder: Node, name: str) -> None:
         """Give a node another name; whatever had that is gone already."""
@@ -475,10 +475,10 @@ class Tree:
         folder.children[name] = node
         self.moving = None
         node.changed_ns = time.time_ns()
-        self._log.write("m", node.id, folder.id, name)
+        self.log.write("m", node.id, folder.id, name)
         if node.is_folder:
             node.kept = True
-            self._log.write("k", node.id)
+            self.log.write("k", node.id)
             self._show_all(self.path(node))
             self._moved(node)
 
@@ -489,7 +489,7 @@ class Tree:
         for child in node.children.values():
             if child.is_folder:
                 child.kept = True
-                self._log.write("k", child.id)
+                self.log.write("k", child.id)
                 self._moved(child)
 
     def listed_below(self, folder: Node) -> "dict[str, Content] | None":
@@ -514,7 +514,7 @@ class Tree:
         """The kernel is told of a node."""
         node.lookups += 1
         if node.lookups == 1:
-            self._log.write(*self._record(node))
+            self.log.write(*self._record(node))
 
     @staticmethod
     def _record(node: Node) -> "tuple[object, ...]":
@@ -629,7 +629,7 @@ class Tree:
             and self.nodes.pop(node.id, None) is not None
         ):
             self._listed -= len(node.listing)
-            self._log.write("f", node.id)
+            self.log.write("f", node.id)
             parent = node.parent
             if parent.children.get(node.name) is node:
                 del parent.children[node.name]
