@@ -87,10 +87,14 @@ def _runtime(name: Literal["crun", "runc"]) -> Callable[[Path, Callable[[str, st
     return build
 
 
-def _docker(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
-    native = NativeSettings(network="none", grace_seconds=1.0, pids_limit=600)
-    socket = Path(os.environ[engines.SOCKET])  # told in this way to other processes of a test, too
-    return DockerExecutor(data_dir, DockerSettings(native, socket=socket, ulimits=engines.ULIMITS), wake)
+def _docker(*, by_api: bool) -> Callable[[Path, Callable[[str, str], None]], Executor]:
+    def build(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
+        native = NativeSettings(network="none", grace_seconds=1.0, pids_limit=600)
+        socket = Path(os.environ[engines.SOCKET])  # told in this way to other processes of a test, too
+        settings = DockerSettings(native, socket=socket, ulimits=engines.ULIMITS, by_api=by_api)
+        return DockerExecutor(data_dir, settings, wake)
+
+    return build
 
 
 # Where the container is not of our making, the agent inside has another way in; what does not depend on that is as
@@ -145,6 +149,39 @@ _DOCKER = (
     "test_secrets_are_with_the_job_only",
     *_INSIDE,
 )
+_BY_API_ALL = (
+    "test_an_attempt_without_a_command_that_will_not_end_is_killed",
+    "test_the_death_of_the_server_in_the_middle",
+    "test_programs_have_the_environment_of_the_attempt_under_their_own",
+    "test_what_cannot_be_executed_says_why",
+    "test_a_program_has_the_rights_of_the_command_and_not_more",
+    "test_limits_of_the_attempt_hold_for_programs",
+    "test_a_daemon_that_was_left_behind_is_not_killed_by_what_comes_after",
+    "test_a_tree_in_the_background_is_killed",
+    "test_a_program_in_the_background_with_a_time_limit",
+    "test_two_who_kill_the_same",
+    "test_offsets_beyond_four_gigabytes",
+    "test_a_full_disk_is_an_error_of_the_system",
+    "test_folders_are_made_and_deleted",
+    "test_links_lead_nowhere_but_inside",
+)
+# Where a container is reached by the engine's API alone, `Shortfall` says what is not as elsewhere; and each program
+# that is started costs an engine a tenth of a second.
+_BY_API = (
+    "test_an_attempt_without_a_command_stays_until_it_is_stopped",
+    "test_after_a_restart_of_the_server",
+    "test_process_conventions",
+    "test_standard_input",
+    "test_the_whole_tree_is_killed",
+    "test_signals_go_to_the_whole_group",
+    "test_a_terminal",
+    "test_programs_in_the_background",
+    "test_files_are_written_and_read",
+    "test_what_cannot_be_opened_says_why",
+    "test_folders_are_listed_in_pages",
+    "test_names_that_are_no_text",
+    *(_BY_API_ALL if os.environ.get("RUNSTEAD_TEST_EXECUTORS") == "all" else ()),
+)
 _IMAGE = "python:3.12"  # what every launch here names
 
 ROWS = [
@@ -153,7 +190,8 @@ ROWS = [
     Row("process-plain", _process("none"), False, _process_supervisor, _process_launcher, _process_abandon),
     Row("oci-crun", _runtime("crun"), True, _process_supervisor, _process_launcher, _process_abandon, _INSIDE),
     Row("oci-runc", _runtime("runc"), True, _process_supervisor, _process_launcher, _process_abandon, _INSIDE),
-    Row("docker", _docker, True, _process_supervisor, _process_launcher, _process_abandon, _DOCKER),
+    Row("docker", _docker(by_api=False), True, _process_supervisor, _process_launcher, _process_abandon, _DOCKER),
+    Row("docker-api", _docker(by_api=True), True, _process_supervisor, _process_launcher, _process_abandon, _BY_API),
 ]
 
 
@@ -247,7 +285,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     if sys.platform != "linux":
         pytest.skip("these look into /proc")
     row: Row = request.param
-    if row.name == "docker":
+    if row.name.startswith("docker"):
         request.getfixturevalue("engine")
     data_dir, log_dir = tmp_path / "data", tmp_path / "logs"
     data_dir.mkdir()

@@ -39,6 +39,21 @@ def machine(engine: engines.RunningEngine, tmp_path_factory: pytest.TempPathFact
     assert engine.containers() == []
 
 
+@pytest.fixture(scope="module")
+def elsewhere(engine: engines.RunningEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that reaches its containers by the engine's API alone, as on macOS."""
+    environment = {
+        "RUNSTEAD_EXECUTOR_KIND": "docker",
+        "RUNSTEAD_EXECUTOR_NETWORK": "none",
+        "RUNSTEAD_DOCKER_SOCKET": str(engine.socket),
+        "RUNSTEAD_DOCKER_ULIMITS": ",".join(engines.ULIMITS),
+        "RUNSTEAD_DOCKER_BY_API": "true",
+    }
+    started = Server(tmp_path_factory.mktemp("elsewhere") / "data", ("--stop-jobs-at-exit",), environment).start()
+    yield started
+    started.stop()
+
+
 @pytest.fixture
 def hf(machine: Server, tmp_path: Path) -> Client:
     return make_client(VERSIONS[0], machine, tmp_path)
@@ -90,3 +105,18 @@ def test_a_sandbox_is_a_container_of_the_engine(hf: Client) -> None:
         "    out([ran.exit_code, ran.stdout, ran.stderr])"
     )
     assert hf.python(code) == [3, "one", "err\n"]
+
+
+def test_a_sandbox_where_containers_are_reached_by_the_engines_api_alone(elsewhere: Server, tmp_path: Path) -> None:
+    hf = make_client(VERSIONS[0], elsewhere, tmp_path)
+    code = (
+        "import os\n"
+        "from huggingface_hub import Sandbox\n"
+        "data = os.urandom(3_000_000)\n"
+        "with Sandbox.create(image='localhost/loaded:1') as box:\n"
+        "    box.files.write('/tmp/in', data)\n"
+        "    same = box.files.read('/tmp/in') == data\n"
+        "    ran = box.run('wc -c < /tmp/in; echo $A; echo err >&2; exit 3', env={'A': 'b'}, check=False)\n"
+        "    out([same, ran.exit_code, ran.stdout, ran.stderr])"
+    )
+    assert hf.python(code) == [True, 3, "3000000\nb\n", "err\n"]

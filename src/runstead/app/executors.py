@@ -36,6 +36,7 @@ def build_executor(settings: Settings, wake: Callable[[str, str], None], port: i
             socket=settings.docker.socket,
             shared_memory_bytes=chosen.shared_memory,
             ulimits=settings.docker.ulimits,
+            by_api=settings.docker.by_api,
             registries=settings.images.registries,
             auth_file=settings.images.auth_file,
             stall_seconds=settings.images.stall_seconds,

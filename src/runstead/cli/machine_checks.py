@@ -79,6 +79,7 @@ def executor(settings: Settings) -> list[Finding]:
     from runstead.app.executors import build_executor, no_containers
     from runstead.app.hardware import build_hardware
     from runstead.app.volumes import unmountable
+    from runstead.executors.interface import Shortfall
 
     async def look(aside: Settings) -> list[Finding]:
         opened = build_executor(aside, wake=lambda _kind, _id: None)
@@ -88,6 +89,7 @@ def executor(settings: Settings) -> list[Finding]:
         if settings.executor.kind == "auto" and (lacking := no_containers(settings)) is not None:
             found.append(Finding(Level.NOTE, "executor", f"no containers, because {lacking}"))
         found += [Finding(Level.NOTE, "executor", note) for note in capabilities.notes]
+        found += [Finding(Level.NOTE, "executor", one.value) for one in Shortfall if one in capabilities.shortfalls]
         found += [Finding(Level.MISSING, "executor", missing) for missing in capabilities.missing]
         found.append(_volumes(capabilities, unmountable(settings)))
         found += _warm(capabilities, settings)

@@ -19,9 +19,10 @@ from typing import Any
 from runstead.executors.cdi import NVIDIA
 from runstead.executors.engine_images import EngineImages, unreachable
 from runstead.executors.inside import Inside
-from runstead.executors.interface import Capabilities
+from runstead.executors.interface import Capabilities, Shortfall
 from runstead.executors.native import NativeExecutor, NativeSettings, Root
-from runstead.model.errors import BackendFailure, Invalid, Unavailable, Unsupported
+from runstead.executors.shell.inside import ShellInsides
+from runstead.model.errors import BackendFailure, Unavailable
 from runstead.model.hardware import Machine
 from runstead.model.launches import Handle, Launch, Usage
 from runstead.node import rundir, syscalls
@@ -35,14 +36,11 @@ USUAL_SOCKETS = (
     "/run/podman/podman.sock",
     "/run/user/{user}/podman/podman.sock",
 )
-_NO_WAY_IN = (
-    "there is no way into containers of this engine: that needs an engine whose containers are processes of this "
-    "machine, made by runc or crun, and a server that runs as root (executor.kind = docker)"
-)
 _NO_GPUS = (
     "GPUs are not given to jobs: the engine knows neither device descriptions (Docker 25, CDI) nor NVIDIA's runtime"
 )
 _ENTERABLE = ("crun", "runc", "io.containerd.runc.v2", "nvidia")  # runtimes whose containers are just processes
+_BY_API = frozenset(Shortfall) - {Shortfall.SHARED_BRIDGE}  # what comes of reaching into containers by the API alone
 _SECONDS = 30.0
 _REMOVALS = 40  # looks at a container whose removal somebody else has begun, before we give up
 _REMOVAL_PAUSE_SECONDS = 0.25
@@ -64,6 +62,8 @@ class DockerSettings:
     registries: tuple[str, ...] = ()
     # Credentials of registries; None: the usual files of the server's user.
     auth_file: Path | None = None
+    # Whether jobs are reached by the engine's API even where the machine's own ways would do.
+    by_api: bool = False
     # How long the engine may be silent while it pulls.
     stall_seconds: float = 300.0
 
@@ -84,6 +84,7 @@ class DockerExecutor(NativeExecutor):
         self._network_name = _NETWORKS[settings.native.network]
         self._gateway: str | None = None
         self._info: Mapping[str, Any] = {}
+        self._shells: ShellInsides | None = None
         self._entered = False  # whether containers are processes of this machine, and we may enter them
 
     async def open(self) -> Capabilities:
@@ -98,7 +99,8 @@ class DockerExecutor(NativeExecutor):
             self._info = await asyncio.to_thread(self._engine.call, "GET", "/info", seconds=_SECONDS)
         except (OSError, EngineError) as error:
             raise Unavailable(unreachable(self._socket, error)) from error
-        self._entered = _can_enter(self._info)
+        self._entered = not wanted.by_api and _can_enter(self._info)
+        self._shells = ShellInsides(self._attempts, self._engine)
         self._gateway = await asyncio.to_thread(self._find_gateway)
         return await super().open()
 
@@ -108,24 +110,31 @@ class DockerExecutor(NativeExecutor):
 
     async def start(self, launch: Launch) -> Handle:
         """See Executor."""
-        if not launch.argv and not self._entered:
-            raise Invalid(f"nothing would run in the job: {_NO_WAY_IN}", "command")
         return await super().start(launch)
+
+    async def close(self) -> None:
+        """See Executor."""
+        if self._shells is not None:
+            self._shells.close()
+        await super().close()
 
     async def remove(self, handle: Handle) -> None:
         """See Executor."""
         name = self._name_of(handle)
         if name is None:
             return
+        if self._shells is not None:
+            self._shells.forget(name)
         await super().remove(handle)
         # Also what a supervisor that was killed left running. Should this fail, `owned` finds it by its labels.
         await asyncio.to_thread(self._remove_container, self._container_name(name))
 
     async def inside(self, handle: Handle) -> Inside:
         """See Executor."""
-        if not self._entered:
-            raise Unsupported(f"{_NO_WAY_IN}: {handle.data.get('job_id')}")
-        return await super().inside(handle)
+        name = self._name_of(handle)
+        if self._entered or self._shells is None or name is None:
+            return await super().inside(handle)
+        return await self._shells.find(name, self._container_name(name))
 
     async def owned(self) -> list[tuple[str, int, Handle]]:
         """See Executor."""
@@ -193,13 +202,16 @@ class DockerExecutor(NativeExecutor):
             missing=(*found.missing, *missing),
             volumes=syscalls.LINUX,
             without_volumes="the engine's containers run in a virtual machine, which does not see what is mounted here",
-            inside=self._entered,
+            shortfalls=self._shortfalls(),
             compartments=False,
             egress=False,
-            ports=self._entered,
-            without_ports=_NO_WAY_IN,
+            ports=True,
             without_groups="network groups are not possible with containers of an engine (executor.kind = docker)",
         )
+
+    def _shortfalls(self) -> frozenset[Shortfall]:
+        found = {Shortfall.SHARED_BRIDGE} if self._network_name == "bridge" else set[Shortfall]()
+        return frozenset(found if self._entered else found | set(_BY_API))
 
     def _shared_address(self) -> str | None:
         return "127.0.0.1" if self._network_name == "host" and syscalls.LINUX else None

@@ -9,11 +9,35 @@ poll as well.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from runstead.executors.inside import Inside
 from runstead.model.errors import Unsupported
 from runstead.model.hardware import Machine
 from runstead.model.launches import Handle, Launch, Observation, Usage
+
+
+class Shortfall(Enum):
+    """What an executor does not keep apart or cannot tell, where others do; the value is for people."""
+
+    SHARED_BRIDGE = (
+        "jobs reach each other's ports on the engine's bridge, also those of other owners; executor.network = none "
+        "keeps them apart"
+    )
+    IMAGE_PROGRAMS = (
+        "containers are reached by the engine's API alone: sandboxes, shells and ports need /bin/sh, grep, stat, "
+        "find and dd in the image, ports one of python3, socat, nc and perl as well"
+    )
+    ENDING_SIGNAL = "a program in a sandbox or shell that a signal ended shows exit code 128 + the signal's number"
+    HIDDEN_PROCESSES = (
+        "a program in a sandbox that cleared its environment and left its parent and its session, or that uses up all "
+        "processes of the job, is ended with the job only"
+    )
+    MIXED_OUTPUTS = "what a program in a sandbox writes to both outputs at once may arrive in another order"
+    LATE_OUTPUT = "what a program in a sandbox left running writes after its end is not shown"
+    CLOSED_INPUT = "what is written to a program in a sandbox that has closed its input is lost without an error"
+    TEXT_ONLY = "arguments and variables of programs in sandboxes are text in UTF-8, and variables have plain names"
+    FILES_OF_THE_DEAD = "a file that is open from outside is lost when the job ends or kills all its processes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +66,7 @@ class Capabilities:
     ports: bool = False  # whether `Inside.connect` can be had: exposed ports
     without_ports: str = "ports of jobs cannot be reached here"  # why not, and how to get them
     groups: bool = False  # whether `Launch.group` can be had
+    shortfalls: frozenset[Shortfall] = frozenset()  # shown by `runstead doctor`
     without_groups: str = "jobs cannot be joined in a network here"  # why not, and how to get it
 
 

@@ -528,6 +528,11 @@ class DockerSettings(Section):
         description="The engine's unix socket. Unset: `$DOCKER_HOST`, else the first of /var/run/docker.sock, "
         "~/.docker/run/docker.sock, /run/podman/podman.sock and /run/user/<id>/podman/podman.sock that is there.",
     )
+    by_api: bool = Field(
+        default=False,
+        description="Reach into containers by the engine's API and the shell of the image alone, as is done anyway "
+        "where they are no processes of this machine or the server is not root. To try what holds there.",
+    )
     ulimits: Names = Field(
         default=(),
         description="Limits of processes in jobs as `name=soft:hard`, such as `nofile=1024:4096, nproc=4096:4096`. "

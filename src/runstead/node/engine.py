@@ -5,7 +5,6 @@ answers with the newest that it has, and what is used here has been the same sin
 """
 
 import http.client
-import io
 import json
 import socket
 import tarfile
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 INSTANCE = "runstead.instance"
 JOB = "runstead.job"
 ATTEMPT = "runstead.attempt"
+# A folder in containers that are only reached by the API, for what must outlive a server.
+STATE = "/.runstead"
 
 _ANSWER_SECONDS = 120.0  # making a container of a large image takes an engine a while
 _TALK_SECONDS = 30.0
@@ -95,20 +96,33 @@ class Engine:
 
     def attach(self, container: str) -> socket.socket:
         """Return a connection on which the container's output comes, as `Frames` reads it."""
-        path = f"/containers/{quote(container)}/attach?stream=1&stdout=1&stderr=1"
+        return self._upgrade(f"/containers/{quote(container)}/attach?stream=1&stdout=1&stderr=1", b"")
+
+    def execute(self, container: str, command: "Mapping[str, Any]") -> tuple[str, socket.socket]:
+        """Start a program in a container; return its number and a connection with its outputs and its input.
+
+        `command` is what the API's `exec` asks for. Without a terminal outputs come as `Frames` reads them.
+        """
+        number = str(self.call("POST", f"/containers/{quote(container)}/exec", body=command)["Id"])
+        asked = json.dumps({"Detach": False, "Tty": bool(command.get("Tty"))}).encode()
+        return number, self._upgrade(f"/exec/{number}/start", asked)
+
+    def _upgrade(self, path: str, body: bytes) -> socket.socket:
+        """Ask for something that is answered by bytes both ways."""
         connection = _connect(self._path, _TALK_SECONDS)
         try:
-            headers = "Host: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n"
-            connection.sendall(f"POST {path} HTTP/1.1\r\n{headers}\r\n".encode())
+            kind = "Content-Type: application/json\r\n" if body else ""
+            headers = f"Host: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n{kind}Content-Length: {len(body)}\r\n"
+            connection.sendall(f"POST {path} HTTP/1.1\r\n{headers}\r\n".encode() + body)
             head = b""
             while not head.endswith(b"\r\n\r\n"):  # byte by byte: what follows is output already
                 byte = connection.recv(1)
                 if not byte or len(head) > _HEAD_BYTES:
-                    raise OSError("the engine closed the connection for the container's output")
+                    raise OSError("the engine closed the connection for a container's output")
                 head += byte
             status = int(head.split(None, 2)[1])
             if status not in (101, 200):
-                raise EngineError(status, _reason(connection.recv(_HEAD_BYTES)) or f"attach: status {status}")
+                raise EngineError(status, _reason(connection.recv(_HEAD_BYTES)) or f"{path}: status {status}")
         except BaseException:
             connection.close()
             raise
@@ -128,13 +142,22 @@ class Engine:
 
     def put_program(self, container: str, path: str, program: bytes) -> None:
         """Put an executable file into a container, which need not run."""
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.mode, entry.size = 0o755, len(program)
-            tar.addfile(entry, io.BytesIO(program))
+        entry = tarfile.TarInfo(path.lstrip("/"))
+        entry.mode, entry.size = 0o755, len(program)
+        self._put(container, entry, program)
+
+    def put_folder(self, container: str, path: str) -> None:
+        """Put a directory into a container, where everybody may make what is their own."""
+        entry = tarfile.TarInfo(path.lstrip("/"))
+        entry.mode, entry.type = 0o1777, tarfile.DIRTYPE
+        self._put(container, entry, b"")
+
+    def _put(self, container: str, entry: tarfile.TarInfo, content: bytes) -> None:
+        # No padding but the end's two blocks: podman reads no further, and takes the rest for an error.
+        padded = content + bytes(-len(content) % tarfile.BLOCKSIZE)
+        archive = entry.tobuf() + padded + bytes(2 * tarfile.BLOCKSIZE)
         target = f"/containers/{quote(container)}/archive"
-        connection, _ = self._ask("PUT", target, {"path": "/"}, archive.getvalue(), {}, _ANSWER_SECONDS)
+        connection, _ = self._ask("PUT", target, {"path": "/"}, archive, {}, _ANSWER_SECONDS)
         connection.close()
 
     def remove(self, container: str) -> None:

@@ -11,7 +11,7 @@ import socket
 import time
 
 from runstead.node import pause, processes, rundir
-from runstead.node.engine import ATTEMPT, INSTANCE, JOB, Engine, EngineError, Frames
+from runstead.node.engine import ATTEMPT, INSTANCE, JOB, STATE, Engine, EngineError, Frames
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.entrance import Entrance
 from runstead.node.inside.ground import Ground
@@ -36,6 +36,21 @@ _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 # How the engines' inits say that there is no such command; they end with the code of a shell then.
 _INIT_FAILURES = (b"[FATAL tini", b"ERROR (catatonit")
 
+# Where nobody else is let in: asks all processes to end and waits until there are none but the first. Whoever attended
+# to the last of them has a moment to learn how it ended.
+_FINISH = r"""
+kill -TERM -1
+while :; do
+  rs_left=
+  for rs_pid in /proc/[0-9]*; do
+    case ${rs_pid#/proc/} in 1 | $$) ;; *) rs_left=1 ;; esac
+  done
+  [ "$rs_left" ] || break
+  sleep 0.05 2>/dev/null || sleep 1
+done
+sleep 0.3 2>/dev/null || sleep 1
+"""
+
 
 class EngineSupervisor(Supervisor):
     """One attempt in a container of an engine."""
@@ -57,6 +72,7 @@ class EngineSupervisor(Supervisor):
         self._tails: dict[int, bytes] = {}  # of each stream: a line whose end has not come yet
         self._entrance: Entrance | None = None
         self._memory: MemoryEvents | None = None
+        self._finishing: socket.socket | None = None  # closed when all but the first process have ended
         self._dead: list[int] = []  # children that were buried
         self._alone_at: float | None = None  # when to look whether somebody is left
         self._emptied = False  # it was asked to end, and all but its first processes have
@@ -68,6 +84,8 @@ class EngineSupervisor(Supervisor):
             self._create()
             if not self._request.argv:
                 self._put_pause()
+            if not self._asked.entered:
+                self._engine.put_folder(self._asked.name, STATE)
             self._attached = self._engine.attach(self._asked.name)
             try:
                 self._engine.call("POST", f"/containers/{self._asked.name}/start")
@@ -191,6 +209,8 @@ class EngineSupervisor(Supervisor):
                     self._obey()
                 elif self._attached is not None and fd == self._attached.fileno():
                     self._take_output()
+                elif self._finishing is not None and fd == self._finishing.fileno():
+                    self._hear_finish()
                 elif self._waiting is not None and fd == self._waiting.fileno():
                     self._hear_end()
                 elif self._agent is not None and not (self._memory is not None and self._memory.handle(fd, event)):
@@ -326,10 +346,35 @@ class EngineSupervisor(Supervisor):
         if self._request.argv or number != signal.SIGTERM:
             self._kill_container(number)
             return
+        if not self._asked.entered and self._begin_finish():
+            return
         if self._agent is not None and self._entrance is not None:
             self._agent.finish()
             self._entrance.signal_all(number)
         self._alone_at = time.monotonic()
+
+    def _begin_finish(self) -> bool:
+        """Have all that runs in a container without a command asked to end, by its own shell."""
+        command = {"AttachStdout": True, "AttachStderr": True, "User": "0:0", "Cmd": ["/bin/sh", "-c", _FINISH]}
+        try:
+            _, self._finishing = self._engine.execute(self._asked.name, command)
+        except (OSError, EngineError):
+            return False
+        self._poll.register(self._finishing, select.POLLIN)
+        return True
+
+    def _hear_finish(self) -> None:
+        assert self._finishing is not None
+        try:
+            if self._finishing.recv(READ_BYTES):
+                return
+        except OSError:
+            pass
+        self._poll.unregister(self._finishing)
+        self._finishing.close()
+        self._finishing = None
+        self._emptied = True
+        self._kill_container()
 
     def _kill_container(self, number: int = signal.SIGKILL) -> None:
         name = signal.Signals(number).name
