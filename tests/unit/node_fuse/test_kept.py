@@ -213,6 +213,17 @@ def test_what_a_mount_kept_goes_with_it(node: Node, bucket: Bucket, tmp_path: Pa
     assert keeping.is_dir()
 
 
+def test_a_mount_that_keeps_many_files_saves_what_is_written(node: Node, bucket: Bucket, tmp_path: Path) -> None:
+    names = [f"f{number}" for number in range(1100)]
+    for part in (names[:550], names[550:]):
+        bucket.put({f"d/{name}": name.encode() for name in part}, tmp_path / "up")
+    root = node.mount(bucket, "many")
+    assert [(root / "d" / name).read_text() for name in names] == names
+    (root / "written").write_bytes(b"w")
+    assert node.flush(root, 60).files == 1
+    assert bucket.read("written") == b"w"
+
+
 def test_what_follows_is_ready_for_who_reads_on(node: Node, bucket: Bucket, tmp_path: Path) -> None:
     names = [f"f{number:02}" for number in range(30)]
     bucket.put({f"d/{name}": name.encode() for name in names}, tmp_path / "up")

@@ -91,8 +91,10 @@ class Carrier:
         process.stdin.flush()
         until = time.monotonic() + self._most_seconds
         answer = b""
+        poll = select.poll()  # `select` refuses what is opened after a thousand files
+        poll.register(process.stdout, select.POLLIN)
         while not answer.endswith(b"\n"):
-            if not select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
+            if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
                 raise OSError(5, f"no answer within {self._most_seconds:.0f} s")
             part = os.read(process.stdout.fileno(), 1 << 16)
             if not part or len(answer) > _LARGEST_ANSWER:
