@@ -17,7 +17,7 @@ _READ_BYTES = 1 << 17
 _HELD_BYTES = 1 << 20  # of output that nobody has read yet, then the program waits
 _SECONDS = 30.0
 _LOOK_SECONDS = 0.01
-_LOOKS = 500
+_LOOK_SECONDS_MOST = 0.5
 _SAID_BYTES = 1 << 16  # before the first line of ours
 _SHELL = "/bin/sh"
 
@@ -200,12 +200,16 @@ class Door:
         return bool(found["State"].get("Running"))
 
     async def code(self, number: str) -> int | None:
-        """Return the exit code of a program that is ending; None when the engine knows nothing of it any more."""
-        for _ in range(_LOOKS):
-            found = await self.look(number)
-            if found is None or not found.get("Running"):
-                return None if found is None else int(found.get("ExitCode") or 0)
-            await asyncio.sleep(_LOOK_SECONDS)
+        """Return the exit code of a program once it ends; None when the engine knows nothing of it any more.
+
+        Engines tell of the end by that of the output only, which some programs close long before.
+        """
+        pause = _LOOK_SECONDS
+        while (found := await self.look(number)) is not None:
+            if not found.get("Running"):
+                return int(found.get("ExitCode") or 0)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LOOK_SECONDS_MOST)
         return None
 
     async def look(self, number: str) -> Mapping[str, Any] | None:
