@@ -16,7 +16,7 @@ import pytest
 
 from contract.insides import OK, Ran, Room, collect, enter, room, site
 from contract.test_executors import Site
-from runstead.executors.inside import Inside
+from runstead.executors.inside import Execution, Inside
 from runstead.model.errors import Conflict, EntryNotFound, Invalid, NotRunning, Unavailable, Unsupported
 from runstead.model.executions import Command, CompartmentLimits, Ended, TerminalSize
 from runstead.model.launches import AttemptState
@@ -139,6 +139,55 @@ async def test_a_compartment_can_write_to_its_own_places_only(host: Room) -> Non
     )
     assert "uid=0" not in ran.out or "unshare" not in ran.err  # a user namespace of its own gives nothing outside
     assert (await two.run("hostname")).out == (await host.run("hostname")).out
+
+
+# Starts something that has other parents and another session, and says its number once it is there.
+_FAR = (
+    "rm -f line; mkfifo line; (setsid sh -c 'echo $$ > line; exec sleep 1004' > /dev/null 2>&1 &); "
+    "read pid < line; echo $pid; "
+)
+
+
+async def word(execution: Execution) -> str:
+    output = await execution.read()
+    assert output is not None
+    return output.data.decode().strip()
+
+
+async def test_what_a_program_in_a_compartment_started_goes_with_it_and_nothing_else(host: Room) -> None:
+    [one] = await make(host)
+    first = await one.inside.execute(Command(("sh", "-c", f"{_FAR} exec sleep 1005"), environment=_PATH))
+    gone = await word(first)
+    left = (await one.shell(_FAR)).out.strip()  # it ends while the first one runs, and leaves something behind
+    alive = f"for pid in {gone} {left} {first.pid}; do kill -0 $pid 2> /dev/null && echo $pid; done; true"
+    assert (await one.shell(alive)).out.split() == [gone, left, str(first.pid)]
+    await first.close()
+    assert (await one.shell(alive)).out.split() == [left]
+    killed = Ended(None, signal.SIGKILL, timed_out=True)
+    for before in (f"kill -0 {left}", f"kill -9 {left}"):  # beside what was left behind, then alone again
+        late = await one.shell(f"{_FAR} sleep 1006", timeout_seconds=0.5)
+        assert late.ended == killed
+        ran = await one.shell(f"{before}; kill -0 {late.out.strip() or 999999} 2> /dev/null && echo alive; true")
+        assert (ran.out, ran.err) == ("", "")
+
+
+async def test_programs_in_a_compartment_one_after_the_other(host: Room) -> None:
+    [one] = await make(host)
+    script = "trap 'echo told' USR1; read x; echo $x; read y; echo $y"
+    for _ in range(2):
+        execution = await one.inside.execute(Command(("sh", "-c", script), environment=_PATH, input=True))
+        await execution.write(b"one\n")
+        assert await word(execution) == "one"
+        await execution.signal(signal.SIGUSR1)
+        assert await word(execution) == "told"
+        await execution.end_input()
+        await collect(execution)
+        await execution.close()
+        with pytest.raises(Invalid):
+            await one.run("no-such-program")
+        assert (await one.run("sh", "-c", "exit 3")).ended == Ended(3, None)
+        assert (await one.run("sh", "-c", "kill -9 $$")).ended == Ended(None, signal.SIGKILL)
+        assert (await one.run("nice", timeout_seconds=1e8)).out == "0\n"
 
 
 async def test_limits_of_a_compartment(host: Room) -> None:

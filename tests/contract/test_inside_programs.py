@@ -22,9 +22,25 @@ __all__ = ["room", "site"]
 
 
 async def test_a_program_runs_and_its_output_and_end_are_told(room: Room) -> None:
-    ran = await room.shell("echo out; sleep 0.05; echo err >&2; sleep 0.05; printf end; exit 3")
-    assert ran.ended == Ended(3, None)
-    assert ran.pieces == [("stdout", b"out\n"), ("stderr", b"err\n"), ("stdout", b"end")]
+    script = "echo out; read x; echo err >&2; read x; printf end; exit 3"
+    async with room.running("sh", "-c", script, input=True) as program:
+        pieces = [await program.read()]
+        for _ in range(2):  # across two pipes there is an order only for who reads before he lets write
+            await program.write(b"\n")
+            pieces.append(await program.read())
+        assert [(piece.stream, piece.data) for piece in pieces if piece is not None] == [
+            ("stdout", b"out\n"),
+            ("stderr", b"err\n"),
+            ("stdout", b"end"),
+        ]
+        assert await program.read() is None
+        assert await program.wait() == Ended(3, None)
+
+
+async def test_each_output_is_in_order(room: Room) -> None:
+    ran = await room.shell("n=0; while [ $n -lt 2000 ]; do echo $n; echo $n >&2; n=$((n + 1)); done")
+    expected = "".join(f"{number}\n" for number in range(2000))
+    assert (ran.out, ran.err) == (expected, expected)
 
 
 async def test_a_program_that_a_signal_ends(room: Room) -> None:
@@ -221,6 +237,14 @@ async def test_output_that_a_descendant_holds_open_is_awaited_for_two_seconds(ro
         assert 1.5 < time.monotonic() - began < 4
     # What a program leaves behind when it ends by itself lives on, as on any machine.
     assert "sleep 77.7" in await room.processes()
+
+
+async def test_a_timeout_of_years(room: Room) -> None:
+    async with room.running("cat", input=True, timeout_seconds=1e8) as program:  # poll(2) takes less than a month
+        await program.write(b"x")
+        assert (await program.read()) is not None
+        await program.end_input()
+        assert await program.wait() == OK
 
 
 async def test_a_daemon_that_was_left_behind_is_not_killed_by_what_comes_after(room: Room) -> None:

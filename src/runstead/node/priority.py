@@ -9,6 +9,9 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
+
+    Result = TypeVar("Result")
 
 _HIGHEST = -20
 _RESET = getattr(os, "SCHED_RESET_ON_FORK", 0)
@@ -31,11 +34,12 @@ def keep_to_myself() -> None:
             pass
 
 
-def start_as_usual(start: "Callable[[], int]") -> int:
+def start_as_usual(start: "Callable[[], Result]") -> "Result":
     """Return what `start` does, whose child has the usual priority although what we fork later keeps ours."""
     if not _RESET or os.getpriority(os.PRIO_PROCESS, 0) >= 0:
         return start()
-    found: list[int | BaseException] = []
+    found: list[Result] = []
+    failed: list[BaseException] = []
     done = _thread.allocate_lock()
 
     def run() -> None:  # in a thread, because there is no way back
@@ -43,17 +47,16 @@ def start_as_usual(start: "Callable[[], int]") -> int:
             keep_to_myself()
             found.append(start())
         except BaseException as error:
-            found.append(error)
+            failed.append(error)
         finally:
             done.release()
 
     done.acquire()
     _thread.start_new_thread(run, ())
     done.acquire()
-    [result] = found
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    if failed:
+        raise failed[0]
+    return found[0]
 
 
 def give_up() -> None:

@@ -7,7 +7,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
 # In the environment of every process of a job that runs without namespaces.
 MARK = "RUNSTEAD_ATTEMPT"
@@ -180,10 +180,42 @@ def end_all_below(child: int, seconds: float = 15.0) -> int:
         pause = min(pause * 2, 0.02)
 
 
-def _stop_below(stopped: set[int]) -> bool:
+def can_tell_children() -> bool:
+    """Say whether this kernel tells the children of a process."""
+    return children(os.getpid()) is not None
+
+
+def end_all_but(child: int, spared: "Container[int]", note: "Callable[[int, int], None]", seconds: float = 15.0) -> int:
+    """Do as `end_all_below` but for some children with what is below them; return the status of `child`.
+
+    Those of them that end meanwhile, and their statuses, go to `note`. Needs `can_tell_children`.
+    """
+    until = time.monotonic() + seconds
+    pause = 0.0002
+    status: int | None = None
+    _kill_all(os.killpg, {child}, signal.SIGKILL)
+    while True:
+        for pid, ended in reap_all():
+            if pid == child:
+                status = ended
+            elif pid in spared:
+                note(pid, ended)
+        mine = [pid for pid in children(os.getpid()) or [] if pid not in spared]
+        if not mine or time.monotonic() > until:
+            return int(signal.SIGKILL) if status is None else status
+        stopped: set[int] = set()
+        while _stop_below(stopped, spared):
+            continue
+        _kill_all(os.kill, stopped, signal.SIGKILL)
+        select.select([], [], [], pause)
+        pause = min(pause * 2, 0.02)
+
+
+def _stop_below(stopped: set[int], spared: "Container[int]" = ()) -> bool:
     """Stop what is below this process, parents before children, and add it to `stopped`; say whether it was more."""
     before = len(stopped)
-    waiting = children(os.getpid())
+    found = children(os.getpid())
+    waiting = None if found is None else [pid for pid in found if pid not in spared]
     if waiting is None:  # a kernel that does not tell
         new = set(descendants(os.getpid())) - stopped
         _kill_all(os.kill, new, signal.SIGSTOP)

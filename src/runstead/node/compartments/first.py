@@ -87,16 +87,24 @@ def _stay(plan: Plan) -> None:
         os.dup2(fd, target, inheritable=target < 3)
     plan.listener.detach()
     syscalls.close_from(4)
-    ground = Ground(environment={}, folder=plan.home, own_network=True, own_ids=False, rooted=True)
+    ground = Ground(
+        environment={},
+        folder=plan.home,
+        own_network=True,
+        own_ids=False,
+        rooted=True,
+        processes=plan.limits["processes"] if plan.attempt.owner is not None else None,
+    )
     children = processes.watch_children()
     poll = select.poll()
     poll.register(children, select.POLLIN)
-    agent = Agent(socket.socket(fileno=3), ground, poll)
+    agent = Agent(socket.socket(fileno=3), ground, poll, attends=True)
     while True:
-        for fd, event in poll.poll():
+        for fd, event in poll.poll(agent.wait_millis()):
             if fd != children:
                 agent.handle(fd, event)
                 continue
             os.read(children, 512)
-            for pid, _ in processes.reap_all():
-                agent.reaped(pid)
+            for pid, status in processes.reap_all():
+                agent.reaped(pid, status)
+        agent.look()

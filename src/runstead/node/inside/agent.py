@@ -7,6 +7,7 @@ one more process can be had is done here: the list of the programs in the backgr
 Messages are those of `framing.py`. The first on a connection says what it is for:
 
     {"op": "list"}, {"op": "kill", "id": n}     answered here
+    {"op": "execute", ...}                      answered here where we may: see `attended.py`
     any other                                   a worker's: see there
 
 A worker talks to us over its line:
@@ -22,8 +23,10 @@ import signal
 import socket
 import struct
 
-from runstead.node import framing
+from runstead.node import framing, processes
 from runstead.node.inside import worker
+from runstead.node.inside.attended import Attended
+from runstead.node.inside.refusal import Refusal, explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +86,10 @@ class _Background:
 class Agent:
     """The server's way in. Everything it does is short; nothing waits."""
 
-    def __init__(self, listener: socket.socket, ground: "Ground", poll: select.poll) -> None:
+    def __init__(self, listener: socket.socket, ground: "Ground", poll: select.poll, *, attends: bool = False) -> None:
+        """`attends`: it may attend to a program itself, and is told the status of each child that ended."""
+        self._attends = attends and processes.can_tell_children()
+        self._attended: Attended | None = None
         self._listener = listener
         self._ground = ground
         self._poll = poll
@@ -102,9 +108,25 @@ class Agent:
             self._serve(fd, event)
         elif fd in self._workers:
             self._hear(fd)
+        elif self._attended is not None and fd == self._attended.connection.fileno():
+            self._attended.hear()
 
-    def reaped(self, pid: int) -> None:
+    def wait_millis(self) -> int | None:
+        """Return how long there is nothing to do but to wait for something to happen; None: for ever."""
+        return None if self._attended is None else self._attended.wait_millis()
+
+    def look(self) -> None:
+        """End the program that we attend to if it is time, or nobody is there any more."""
+        attended = self._attended
+        if attended is not None and (attended.is_cut or attended.is_late()):
+            late = not attended.is_cut
+            self._leave(attended.end(self._by_pid, self.reaped), timed_out=late)
+
+    def reaped(self, pid: int, status: int = 0) -> None:
         """Take note that a child of this process has ended and was waited for."""
+        if self._attended is not None and pid == self._attended.pid:
+            self._leave(status, timed_out=False)
+            return
         mine = self._by_pid.pop(pid, None)
         if mine is None:
             return
@@ -166,6 +188,10 @@ class Agent:
                 self._answer(caller, {"ok": {"background": facts}})
             elif message.get("op") == "kill":
                 self._kill(caller, message.get("id"))
+            elif message.get("op") == "signal":
+                continue  # too late
+            elif message.get("op") == "execute" and self._has_nothing_else():
+                self._attend(caller, message)
             else:
                 self._fork(caller, message)
 
@@ -192,6 +218,30 @@ class Agent:
         caller.unsent = caller.unsent[sent:]
         self._poll.modify(caller.connection, select.POLLIN | (select.POLLOUT if caller.unsent else 0))
 
+    # The program that we attend to
+
+    def _has_nothing_else(self) -> bool:
+        """Say whether we may attend to a program: all that we could adopt is then what it started."""
+        return self._attends and self._attended is None and not self._by_pid and processes.is_childless()
+
+    def _attend(self, caller: _Caller, message: "dict[str, Any]") -> None:
+        try:
+            self._attended = Attended(caller.connection, message, self._ground)
+        except (Refusal, OSError, ValueError) as error:
+            self._answer(caller, explain(error))
+            return
+        del self._callers[caller.connection.fileno()]
+
+    def _leave(self, status: int, *, timed_out: bool) -> None:
+        """Let go of the program, which has ended; who asked for it may ask for something else."""
+        attended, self._attended = self._attended, None
+        assert attended is not None
+        if not attended.is_cut and attended.tell_end(status, timed_out=timed_out):
+            self._callers[attended.connection.fileno()] = _Caller(attended.connection)
+        else:
+            self._poll.unregister(attended.connection)
+            attended.connection.close()
+
     # Workers
 
     def _fork(self, caller: _Caller, message: "dict[str, Any]") -> None:
@@ -207,7 +257,8 @@ class Agent:
             self._answer(caller, {"error": "unavailable", "message": reason})
             return
         if pid == 0:
-            worker.run(caller.connection, theirs, program, message, self._ground)
+            stays = self._attended is not None
+            worker.run(caller.connection, theirs, program, message, self._ground, stays=stays)
         theirs.close()
         line.setblocking(False)
         mine = _Worker(pid, line, program)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 class Ground:
     """What all that is done inside of one attempt has in common."""
 
-    __slots__ = ("entrance", "environment", "folder", "limits", "own_ids", "own_network", "rooted", "user")
+    __slots__ = ("entrance", "environment", "folder", "limits", "own_ids", "own_network", "processes", "rooted", "user")
 
     def __init__(
         self,
@@ -23,6 +23,7 @@ class Ground:
         limits: "Group | None" = None,
         rooted: bool = False,
         entrance: "Entrance | None" = None,
+        processes: int | None = None,
     ) -> None:
         self.environment = environment  # of every program, before what its request says
         self.folder = folder  # where programs and relative paths begin
@@ -31,4 +32,5 @@ class Ground:
         self.user = user  # who programs are run as and files belong to; None: this process's own
         self.limits = limits  # the control groups to enter; None: workers begin in them
         self.entrance = entrance  # where workers go in first; None: they begin inside
+        self.processes = processes  # how many a program's user may have, where that user is nobody else's; None: any
         self.rooted = rooted  # paths of files begin at `folder`, and no link is followed

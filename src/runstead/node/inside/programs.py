@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runstead.node.inside.identity import Identity
 
 _PIPE_BYTES = 1 << 18
+_LONGEST_WAIT_MILLIS = 1 << 30  # poll(2) takes no more than twice that
 _DEFAULT_TERMINAL = "xterm-256color"
 
 
@@ -39,7 +40,9 @@ class Program:
 
     def wait_millis(self) -> int | None:
         """Return how long there is nothing to do but to wait for something to happen; None: for ever."""
-        return None if self._deadline is None else max(int((self._deadline - time.monotonic()) * 1000) + 1, 0)
+        if self._deadline is None:
+            return None
+        return min(max(int((self._deadline - time.monotonic()) * 1000) + 1, 0), _LONGEST_WAIT_MILLIS)
 
     def is_late(self) -> bool:
         """Say whether it should have ended by now."""

@@ -38,8 +38,13 @@ def run(
     program: "mmap.mmap",
     first: "dict[str, Any]",
     ground: Ground,
+    *,
+    stays: bool = False,
 ) -> "NoReturn":
-    """Serve a connection, beginning with a message that was read from it; does not return."""
+    """Serve a connection, beginning with a message that was read from it; does not return.
+
+    With `stays` this process does not end before all that it adopted: nobody else is to adopt it.
+    """
     try:
         if ground.entrance is not None:
             _enter(ground, connection)
@@ -49,6 +54,8 @@ def run(
         message: dict[str, Any] | None = first
         while message is not None and worker.serve(message):
             message = worker.await_request()
+        if stays:
+            worker.stay()
     except BaseException:  # a signal, or an error of ours: nobody is told here, the other side sees the end
         os._exit(1)
     os._exit(0)
@@ -106,6 +113,16 @@ class Worker:
         """Return the next request; None when there will be none, or the attempt is about to end."""
         ready = [] if self._finishing else [fd for fd, _ in self._waiting.poll()]
         return framing.receive(self._connection) if ready == [self._connection.fileno()] else None
+
+    def stay(self) -> None:
+        """Return when there is nothing any more that would be somebody else's child after our end."""
+        self._connection.close()
+        self._line.close()
+        poll = select.poll()
+        poll.register(self._children, select.POLLIN)
+        while not processes.is_childless():
+            poll.poll()
+            os.read(self._children, 512)
 
     def serve(self, message: "dict[str, Any]") -> bool:
         """Do what is asked for; return whether the connection can be used again."""
