@@ -40,7 +40,7 @@ from runstead.services.volumes import MountRequests, VolumeRules, Volumes
 from runstead.stores.buckets import SqlBucketStore
 from runstead.stores.jobs import SqlJobStore
 from runstead.stores.opening import open_database
-from runstead.volumes.interface import VolumeProvider
+from runstead.volumes.interface import VolumeProvider, not_saved
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 USER = User("a" * 24, "alice", "Alice", True, NOW)
@@ -429,8 +429,8 @@ async def test_a_read_only_volume_is_not_saved(house: House) -> None:
 
 @pytest.mark.parametrize("code", [0, 3])
 async def test_what_could_not_be_saved_is_class_volume_however_the_command_ended(house: House, code: int) -> None:
-    house.volumes.flush_errors = [Unavailable("the store is away; what is missing is kept in /somewhere")]
     job = await house.with_volume(attempts=3)
+    house.volumes.flush_errors = [not_saved(job.id, "the store is away", "/somewhere")]
     house.end(job, code=code)
     done = await house.until(job.id, Phase.DONE)
     assert (done.stage, done.failure_class, done.attempt) == (Stage.ERROR, FailureClass.VOLUME, 1)
