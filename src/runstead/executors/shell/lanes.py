@@ -102,6 +102,21 @@ class Lane:
         await self._stream.close()
 
 
+async def _opened(door: Door, user: str | None, script: str) -> Lane:
+    """Return a new shell that knows a script. Raises NotRunning, Unavailable."""
+    lane = Lane(await door.open_shell(user))
+    try:
+        await lane.teach(script)
+        await lane.ask(":")
+    except LaneCut as cut:
+        await lane.close()
+        raise await door.why_not(str(cut)) from None
+    except BaseException:
+        await asyncio.shield(lane.close())
+        raise
+    return lane
+
+
 class Lanes:
     """The shells of one attempt, as one user."""
 
@@ -140,17 +155,7 @@ class Lanes:
         """Return a shell that is the caller's until it is given back."""
         if self._idle:
             return self._idle.pop()[1]
-        lane = Lane(await self._door.open_shell(self._user))
-        try:
-            await lane.teach(scripts.LANE)
-            await lane.ask(":")
-        except LaneCut as cut:
-            await lane.close()
-            raise await self._door.why_not(str(cut)) from None
-        except BaseException:
-            await asyncio.shield(lane.close())
-            raise
-        return lane
+        return await _opened(self._door, self._user, scripts.LANE)
 
     def give_back(self, lane: Lane) -> None:
         """Keep a shell for the next one, if it may be used again."""
@@ -240,17 +245,8 @@ class Watch:
             await self._lane.close()
             self._lane = None
         if self._lane is None:
-            lane = Lane(await self._door.open_shell(self._user))
-            try:
-                await lane.teach(scripts.LANE + scripts.LAST_WILL % f"{scripts.MARK}={self._session}-")
-                await lane.ask(":")
-            except LaneCut as cut:
-                await lane.close()
-                raise await self._door.why_not(str(cut)) from None
-            except BaseException:
-                await asyncio.shield(lane.close())
-                raise
-            self._lane = lane
+            last_will = scripts.LAST_WILL % f"{scripts.MARK}={self._session}-"
+            self._lane = await _opened(self._door, self._user, scripts.LANE + last_will)
         return self._lane
 
     async def close(self) -> None:

@@ -6,7 +6,6 @@ adopts it needs no worker: that saves a fork, most of what a short command costs
 have workers, which keep what they adopt until it ends (see `Worker.stay`).
 """
 
-import os
 import resource
 
 from runstead.node import framing, priority, processes
@@ -69,13 +68,7 @@ class Attended:
 
     def tell_end(self, status: int, *, timed_out: bool) -> bool:
         """Say how it ended; False when nobody is there any more."""
-        killed = os.WIFSIGNALED(status)
-        ended = {
-            "exit_code": None if killed else os.WEXITSTATUS(status),
-            "signal": os.WTERMSIG(status) if killed else None,
-            "timed_out": timed_out,
-        }
-        return self._say({"ended": ended, "again": True})
+        return self._say({"ended": programs.ended(status, timed_out=timed_out), "again": True})
 
     def _say(self, message: "dict[str, Any]", fds: "list[int] | tuple[()]" = ()) -> bool:
         try:

@@ -58,6 +58,16 @@ class Program:
             pass
 
 
+def ended(status: int, *, timed_out: bool) -> "dict[str, Any]":
+    """Return what the other side is told of how a program ended."""
+    killed = os.WIFSIGNALED(status)
+    return {
+        "exit_code": None if killed else os.WEXITSTATUS(status),
+        "signal": os.WTERMSIG(status) if killed else None,
+        "timed_out": timed_out,
+    }
+
+
 def start(order: "dict[str, Any]", ground: "Ground", *, background: bool) -> Program:
     """Start a program. Raises Refusal when it cannot be executed."""
     argv = [str(word) for word in order["argv"]]

@@ -208,9 +208,4 @@ class Worker:
             if status is None and program.is_late():
                 timed_out = True
                 status = processes.end_all_below(program.pid)
-        killed = os.WIFSIGNALED(status)
-        return {
-            "exit_code": None if killed else os.WEXITSTATUS(status),
-            "signal": os.WTERMSIG(status) if killed else None,
-            "timed_out": timed_out,
-        }
+        return programs.ended(status, timed_out=timed_out)
