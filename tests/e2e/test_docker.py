@@ -27,13 +27,7 @@ def engine(images: registry.RegistryServer) -> Iterator[engines.RunningEngine]:
 
 @pytest.fixture(scope="module")
 def machine(engine: engines.RunningEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    environment = {
-        "RUNSTEAD_EXECUTOR_KIND": "docker",
-        "RUNSTEAD_EXECUTOR_NETWORK": "none",
-        "RUNSTEAD_DOCKER_SOCKET": str(engine.socket),
-        "RUNSTEAD_DOCKER_ULIMITS": ",".join(engines.ULIMITS),
-    }
-    started = Server(tmp_path_factory.mktemp("server") / "data", ("--stop-jobs-at-exit",), environment).start()
+    started = server_of(engine, tmp_path_factory.mktemp("server")).start()
     yield started
     started.stop()
     assert engine.containers() == []
@@ -42,16 +36,20 @@ def machine(engine: engines.RunningEngine, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def elsewhere(engine: engines.RunningEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that reaches its containers by the engine's API alone, as on macOS."""
+    started = server_of(engine, tmp_path_factory.mktemp("elsewhere"), RUNSTEAD_DOCKER_BY_API="true").start()
+    yield started
+    started.stop()
+
+
+def server_of(engine: engines.RunningEngine, folder: Path, **settings: str) -> Server:
     environment = {
         "RUNSTEAD_EXECUTOR_KIND": "docker",
         "RUNSTEAD_EXECUTOR_NETWORK": "none",
         "RUNSTEAD_DOCKER_SOCKET": str(engine.socket),
         "RUNSTEAD_DOCKER_ULIMITS": ",".join(engines.ULIMITS),
-        "RUNSTEAD_DOCKER_BY_API": "true",
+        **settings,
     }
-    started = Server(tmp_path_factory.mktemp("elsewhere") / "data", ("--stop-jobs-at-exit",), environment).start()
-    yield started
-    started.stop()
+    return Server(folder / "data", ("--stop-jobs-at-exit",), environment)
 
 
 @pytest.fixture
