@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -66,7 +67,7 @@ class Server:
         said = json.loads(text)
         self.url, self.owner = said["url"], said["owner"]
         self.token = said["token"] or self.token
-        self.port = int(self.url.rpartition(":")[2])
+        self.port = urlsplit(self.url).port or self.port
         return self
 
     def kill(self) -> None:
