@@ -171,13 +171,14 @@ async def test_the_death_of_everything_inside(room: Room) -> None:
         pytest.skip("the machine's other processes would be killed too")
     await room.inside.spawn(Command(("sleep", "90.1")))
     assert (await room.run("sh", "-c", "sleep 0.2; kill -9 -1")).ended.signal == signal.SIGKILL
-    killer = Command(("sh", "-c", "read x; kill -9 -1; sleep 5"), input=True)
+    killer = Command(("sh", "-c", "read x; kill -9 -1; sleep 0.5"), input=True)
     running = [await room.inside.execute(killer) for _ in range(5)]  # all of them, before one kills
     for one in running:
         with suppress(BrokenPipeError):  # it is dead already
             await one.write(b"\n")
     ran = await asyncio.gather(*(collect(one) for one in running))
-    assert all(one.ended.signal == signal.SIGKILL for one in ran)
+    # The one that process 1 attends to lives on if it is who kills: that signal is for everybody else.
+    assert [one.ended for one in ran if one.ended.signal != signal.SIGKILL] in ([], [OK])
     for one in running:
         await one.close()
     assert (await room.run("echo", "still")).out == "still\n"

@@ -28,12 +28,21 @@ _LIMITS = CompartmentLimits(processes=64, memory_bytes=128 << 20)
 
 
 @pytest.fixture
-async def host(room: Room) -> AsyncIterator[Room]:
-    if not room.site.capabilities.compartments:
+async def host(site: Site) -> AsyncIterator[Room]:
+    room = await enter(site, memory_bytes=1 << 30, divided=True)
+    if not site.capabilities.compartments:
         with pytest.raises(Unsupported):
             await room.inside.make_compartments([new_id()], _LIMITS)
         pytest.skip("no compartments here")
     yield room
+
+
+async def test_a_job_is_divided_only_if_it_was_started_for_that(site: Site) -> None:
+    if not site.capabilities.inside:
+        pytest.skip("no way in here")
+    room = await enter(site)
+    with pytest.raises(Unsupported, match="no host of pooled sandboxes"):
+        await room.inside.make_compartments([new_id()], _LIMITS)
 
 
 def new_id() -> str:
@@ -380,7 +389,7 @@ async def test_a_fork_bomb_in_a_compartment_starves_nobody(host: Room) -> None:
 async def test_ids_that_could_be_paths(site: Site) -> None:
     if not site.capabilities.compartments:
         pytest.skip("no compartments here")
-    host = await enter(site)
+    host = await enter(site, divided=True)
     for strange in ("", "..", "../../../../etc", "x" * 16, "A" * 16, "0" * 15, "0" * 17, "0000000000000/00"):
         with pytest.raises((EntryNotFound, Invalid)):
             await host.inside.make_compartments([strange], _LIMITS)

@@ -481,6 +481,7 @@ class NativeExecutor(Executor):
             view=root.view,
             container=root.container,
             engine=root.engine,
+            divided=launch.divided,
         )
 
     async def _ask(self, request: Request, name: str) -> None:

@@ -40,6 +40,7 @@ class Launch:
     egress: tuple[str, ...] | None = None  # all of the outside that it may reach (kit.targets); None: everything
     snapshots: tuple[str, ...] = ()  # files it begins with, in this order over its image; where capabilities say so
     group: Membership | None = None  # only where the capabilities say `groups`
+    divided: bool = False  # compartments will be made in it, and only then can they; where capabilities say so
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ def run(control: socket.socket, orders: socket.socket) -> None:
         else:
             os.close(output)
             control.send(b"R")
-            control.send(b"X%d" % _attend(child, control, listener, ground))
+            control.send(b"X%d" % _attend(child, control, listener, ground, divided=order.request.divided))
     except _SupervisorGone:
         pass
     except BaseException as error:
@@ -277,7 +277,7 @@ def _ignore(_number: int, _frame: object) -> None:
     pass
 
 
-def _attend(child: int, control: socket.socket, listener: socket.socket, ground: Ground) -> int:
+def _attend(child: int, control: socket.socket, listener: socket.socket, ground: Ground, *, divided: bool) -> int:
     """Reap, and do what is asked for, until the command ends; return its status.
 
     Without a command (0) there is an end only when one is asked for, and then as soon as nobody else is left.
@@ -285,7 +285,8 @@ def _attend(child: int, control: socket.socket, listener: socket.socket, ground:
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(_signals, select.POLLIN)
-    agent = Agent(listener, ground, poll)
+    # Beside a command, or compartments, it could not tell what belongs to a program that it attends to.
+    agent = Agent(listener, ground, poll, attends=not child and not divided)
     asked = 0  # by which signal the attempt was asked to end
     while True:
         more = True
@@ -301,10 +302,10 @@ def _attend(child: int, control: socket.socket, listener: socket.socket, ground:
                 break
             if ended == child:
                 return status
-            agent.reaped(ended)
+            agent.reaped(ended, status)
         if asked and not child and _is_alone():
             return asked
-        for fd, event in poll.poll(0 if more else _LEFT_MILLIS if asked and not child else None):
+        for fd, event in poll.poll(0 if more else _LEFT_MILLIS if asked and not child else agent.wait_millis()):
             if fd == _signals:
                 _forward(os.read(_signals, 512), child)
             elif fd == control.fileno():
@@ -317,6 +318,7 @@ def _attend(child: int, control: socket.socket, listener: socket.socket, ground:
                 _signal_all(asked)
             else:
                 agent.handle(fd, event)
+        agent.look()
 
 
 def _is_alone() -> bool:

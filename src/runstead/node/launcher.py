@@ -244,6 +244,7 @@ def _start(request: Request, connection: socket.socket, data_dir: str, seed: See
         "group": name if seed is None else f"{cgroups.SPARE}{os.getpid()}",
         "supervisor": os.getpid(),
         "inside": agent.VERSION,
+        "divided": request.divided,
     }
     lock = rundir.create(parent, name, facts)
     if lock is None:

@@ -176,6 +176,7 @@ class Request:
         "container",
         "cpu_millicores",
         "devices",
+        "divided",
         "engine",
         "environment",
         "gpu_ids",
@@ -224,6 +225,7 @@ class Request:
         view: View | None,
         container: Container | None,
         engine: EngineContainer | None = None,
+        divided: bool = False,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
@@ -250,6 +252,7 @@ class Request:
         self.view = view  # of the machine, for a job that runs on its system; else None
         self.container = container  # for a job that runs from an image; else None
         self.engine = engine  # for a job that a container engine runs; else None
+        self.divided = divided  # whether compartments will be made in it
 
     def fill(self, text: str) -> str:
         """Put what is known of this attempt into the text of a small file."""

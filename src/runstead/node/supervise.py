@@ -144,7 +144,7 @@ class Supervisor:
         else:
             self._take_kept(user)
             self._start_isolated(writer)
-            if request.isolation == "root":
+            if request.isolation == "root" and request.divided:
                 self._divider = Divider(Attempt(self._path, request, self._group, self._child, user))
         os.close(writer)
 

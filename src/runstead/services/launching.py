@@ -8,7 +8,7 @@ from runstead.logs.interface import LogStore
 from runstead.model.hardware import Flavor
 from runstead.model.jobs import Job
 from runstead.model.launches import Launch, Membership
-from runstead.model.sandboxes import HIDDEN_VARIABLES, PORT
+from runstead.model.sandboxes import HIDDEN_VARIABLES, PORT, Mode
 from runstead.services.hardware import Hardware
 from runstead.services.secrets import SecretBox
 from runstead.stores.interface import JobStore
@@ -64,6 +64,7 @@ class Launching:
             snapshots=job.spec.sandbox.snapshots if job.spec.sandbox else (),
             preamble=(f"===== Job started at {now:%Y-%m-%d %H:%M:%S} =====", *self._notes(job)),
             group=_membership(job),
+            divided=job.spec.sandbox is not None and job.spec.sandbox.mode is Mode.POOL,
         )
 
     def note(self, job: Job) -> str | None:

@@ -240,7 +240,10 @@ class AttemptInside(AgentInside):
 
     def _divided(self) -> Compartments:
         if self._parts is None:
-            raise Unsupported("parts of a job cannot be closed off here: `runstead doctor` says what is missing")
+            raise Unsupported(
+                "parts of this job cannot be closed off: it is no host of pooled sandboxes, or this machine cannot "
+                "have them, and `runstead doctor` says what is missing"
+            )
         return self._parts
 
 
@@ -281,7 +284,8 @@ class Insides:
             address = facts.get("address")
             folder = str(self._attempts.path(name))
             lanes = Lanes(folder, name, lambda: NotRunning(f"the job does not run any more: {name}"), self._idle)
-            parts = Compartments(folder, name, self.networks, self._threads) if self.divisible else None
+            divided = self.divisible and facts.get("divided", True)  # older attempts do not say
+            parts = Compartments(folder, name, self.networks, self._threads) if divided else None
             self._known.setdefault(name, AttemptInside(lanes, address, self._threads, parts, self._idle))
             self._warming.add(task := asyncio.create_task(lanes.warm()))
             task.add_done_callback(self._warming.discard)

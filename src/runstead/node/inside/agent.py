@@ -7,7 +7,7 @@ one more process can be had is done here: the list of the programs in the backgr
 Messages are those of `framing.py`. The first on a connection says what it is for:
 
     {"op": "list"}, {"op": "kill", "id": n}     answered here
-    {"op": "execute", ...}                      answered here where we may: see `attended.py`
+    {"op": "execute", ...}, {"op": "ready"}     answered here where we may: see `attended.py`
     any other                                   a worker's: see there
 
 A worker talks to us over its line:
@@ -192,6 +192,8 @@ class Agent:
                 continue  # too late
             elif message.get("op") == "execute" and self._has_nothing_else():
                 self._attend(caller, message)
+            elif message.get("op") == "ready" and self._has_nothing_else():
+                self._answer(caller, {"ok": {}})
             else:
                 self._fork(caller, message)
 
