@@ -234,7 +234,7 @@ class NativeExecutor(Executor):
 
     def _take(self, name: str, request: Request) -> Waiting | None:
         """Return a container that was prepared for such a job, if there is one."""
-        if not fits(request) or (self._network is not None and self._network.has(name)):
+        if not len(self._prepared) or not fits(request) or (self._network is not None and self._network.has(name)):
             return None
         return self._prepared.take(key_of(request))
 

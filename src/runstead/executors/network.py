@@ -122,8 +122,7 @@ class JobNetwork:
             if idle or self._ready:
                 address = (idle or self._ready).pop()
                 # In memory: does not wait. Exclusive: another server may know the same namespace as ready.
-                with contextlib.suppress(FileExistsError), (self._folder / f"{address}.used").open("x") as claim:
-                    claim.write(name)
+                if self._mark(address, name):
                     if not self._is_for(address, owner):  # another server had it meanwhile
                         (self._folder / f"{address}.used").unlink()
                         continue
@@ -183,12 +182,25 @@ class JobNetwork:
             await asyncio.to_thread(self._delete, str(one))
         self._used.pop(name, None)
 
-    def _is_for(self, address: str, owner: str | None) -> bool:
-        """Say whether there is a namespace of that address, and only attempts of this owner had it."""
-        if not (self._folder / address).exists():
+    def _mark(self, address: str, name: str) -> bool:
+        """Note whose a namespace is; False when it is somebody's."""
+        try:
+            fd = os.open(f"{self._folder}/{address}.used", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
             return False
         try:
-            return (self._folder / f"{address}{_OWNED}").read_text(encoding="utf-8") == owner
+            os.write(fd, name.encode("ascii"))
+        finally:
+            os.close(fd)
+        return True
+
+    def _is_for(self, address: str, owner: str | None) -> bool:
+        """Say whether there is a namespace of that address, and only attempts of this owner had it."""
+        if not os.path.exists(f"{self._folder}/{address}"):  # noqa: PTH110 (a string)
+            return False
+        try:
+            with open(f"{self._folder}/{address}{_OWNED}", encoding="utf-8") as file:  # noqa: PTH123 (a string)
+                return file.read() == owner
         except FileNotFoundError:
             return True
 

@@ -47,6 +47,10 @@ class Prepared:
         self._launcher = launcher
         self._waiting: dict[str, Waiting] = {}
 
+    def __len__(self) -> int:
+        """How many there are, dead ones among them."""
+        return len(self._waiting)
+
     def counts(self) -> Mapping[str, int]:
         """Return how many there are of each key."""
         found: dict[str, int] = {}

@@ -1,5 +1,7 @@
 """How jobs resolve names: their hosts file and their resolv.conf."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
 _UPSTREAM_RESOLVERS = Path("/run/systemd/resolve/resolv.conf")
@@ -47,6 +49,16 @@ def _is_loopback(address: str) -> bool:
 
 
 def _read(path: Path) -> str:
+    """Return the text of a file, empty when there is none; for each attempt that starts it only looks for changes."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a third of what the method takes
+    except OSError:
+        return ""
+    return _read_as_of(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=4)
+def _read_as_of(path: Path, stamp: tuple[int, ...]) -> str:  # noqa: ARG001 - what was read once holds for its stamp
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -54,7 +54,7 @@ class Snapshots:
     def find(self, name: str) -> Path:
         """Return where a snapshot is. Raises Invalid when it is gone."""
         path = self._path(name)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - for each attempt that starts, and less than half as long
             raise Invalid(f"the files that this sandbox was to begin with are gone: {name}")
         return path
 

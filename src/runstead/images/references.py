@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from runstead.model.errors import ImageFailure
 
@@ -40,6 +41,7 @@ class Reference:
         return self.digest or self.tag or "latest"
 
 
+@lru_cache(maxsize=256)  # of each job that starts, several times
 def parse_reference(text: str) -> Reference:
     """Return what a name of an image means. Raises ImageFailure that says how images are named.
 

@@ -4,7 +4,9 @@
     records/<diff id>.json     what is known of it
     images/<digest>.json       an image of which every layer is here; its time is that of the last use
     references/<hash>.json     what a name means
-    holds/<hash>.json          an attempt uses these layers
+    holds/<digest>.of          what those hold who use this image
+    holds/<attempt>.held       the same file: a link to it is made in a fifth of the time that a file takes
+    holds/<hash>.json          the same with the holder's name, where it has none for files or there can be no link
     pulls/<name>               these layers are being fetched, for as long as the file is locked
     unpacking/<diff id>.*      half a layer; locks/<diff id> is held by whoever works on it
     trash/                     on its way out
@@ -15,6 +17,7 @@ A layer that no image and nobody else names is garbage. Whoever begins to count 
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Generator, Sequence
@@ -26,6 +29,7 @@ from runstead.images.image import Image
 from runstead.images.records import ImageRecord, LayerRecord, ReferenceRecord
 from runstead.model.errors import ImageFailure
 
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _FOLDERS = ("layers", "records", "images", "references", "holds", "pulls", "unpacking", "locks", "trash")
 
 
@@ -40,13 +44,23 @@ class StoredImage:
     holders: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a name meant at the last look, and what must still be there for that to be so."""
+
+    stamp: tuple[int, int]
+    image: Image
+    needed: tuple[str, ...]
+
+
 class ImageStore:
     """Finds, adds and keeps images. All methods do file work and none of them waits for a network."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._prefix = str(folder)
         self._lock = folder / "lock"
-        self._found: dict[str, tuple[tuple[int, int], Image]] = {}
+        self._found: dict[str, _Found] = {}
 
     def open(self) -> None:
         """Make the folder and remove what was left half done; what others work on right now stays."""
@@ -58,6 +72,8 @@ class ImageStore:
             for path in (self.folder / "layers").iterdir():
                 if not self._counts(path.name):
                     self._discard_layer(path.name)
+            for path in (self.folder / "holds").glob("*.of"):  # half of one may have been left by a power cut
+                path.unlink()
         self.empty_trash()
 
     def discard_halves(self) -> None:
@@ -159,47 +175,50 @@ class ImageStore:
     def find(self, reference: str) -> Image | None:
         """Return the image that a full name means, if it is here."""
         try:
-            status = self._reference_path(reference).stat()
+            status = os.stat(self._place("references", f"{records.file_name(reference)}.json"))  # noqa: PTH116 (a string)
         except OSError:
             return None
         stamp = (status.st_ino, status.st_mtime_ns)
-        cached = self._found.get(reference)
-        if cached is None or cached[0] != stamp:
+        known = self._found.get(reference)
+        if known is None or known.stamp != stamp:
             means = self.reference(reference)
             record = means and self.image(means.image)
             if record is None:
                 return None
             image = Image(reference, record.digest, record.config, self._lowest_first(record))
-            cached = self._found[reference] = (stamp, image)
-        image = cached[1]
-        if not all(layer.is_dir() for layer in image.layers) or not self._image_path(image.digest).exists():
+            needed = (str(self._image_path(image.digest)), *map(str, image.layers))
+            known = self._found[reference] = _Found(stamp, image, needed)
+        if not all(map(os.path.exists, known.needed)):
             del self._found[reference]
             return None
-        return image
+        return known.image
 
     def used(self, digest: str) -> None:
         """Note that an image was used just now."""
         with contextlib.suppress(FileNotFoundError):
-            os.utime(self._image_path(digest))
+            os.utime(self._place("images", f"{records.digest_name(digest)}.json"))
 
     def hold(self, image: Image, name: str) -> None:
         """Keep an image's layers until `release`. Raises ImageFailure when they are not there any more."""
         with locks.locked(self._lock, shared=True):
-            if not all(layer.is_dir() for layer in image.layers):
+            if not all(map(os.path.exists, image.layers)):
                 raise ImageFailure(f"the image was removed just now; try again: {image.reference}", again=True)
-            layers = [layer.name for layer in image.layers]
-            path = self.folder / "holds" / f"{records.file_name(name)}.json"
-            records.write_json(path, {"name": name, "digest": image.digest, "layers": layers})
+            if not (_PLAIN.fullmatch(name) and self._link_hold(image, name)):
+                held = {"name": name, "digest": image.digest, "layers": [layer.name for layer in image.layers]}
+                records.write_json(self.folder / "holds" / f"{records.file_name(name)}.json", held)
             self.used(image.digest)
 
     def release(self, name: str) -> None:
         """Give up a hold. Idempotent."""
-        (self.folder / "holds" / f"{records.file_name(name)}.json").unlink(missing_ok=True)
+        for file in (f"{name}.held", f"{records.file_name(name)}.json"):
+            if "/" not in file:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._place("holds", file))  # noqa: PTH108 (a string)
 
     def holds(self) -> list[tuple[str, str, list[str]]]:
         """Return each holder's name with the digest and the layers that it holds."""
-        found = [records.read_json(path) for path in (self.folder / "holds").glob("*.json")]
-        return [(one["name"], one["digest"], one["layers"]) for one in found if one is not None]
+        found = [(path, records.read_json(path)) for path in (self.folder / "holds").iterdir() if path.suffix != ".of"]
+        return [(one.get("name", path.stem), one["digest"], one["layers"]) for path, one in found if one is not None]
 
     def images(self) -> list[StoredImage]:
         """Return all images, those that were used last first."""
@@ -252,6 +271,7 @@ class ImageStore:
             if one.image == digest:
                 self.forget_reference(one.reference)
         self._image_path(digest).unlink(missing_ok=True)
+        (self.folder / "holds" / f"{records.digest_name(digest)}.of").unlink(missing_ok=True)
 
     def discard_garbage(self) -> int:
         """Move layers that nobody names to the trash, and return their bytes; while `removing`."""
@@ -270,6 +290,25 @@ class ImageStore:
         """Delete what was discarded; takes as long as it takes."""
         for path in (self.folder / "trash").iterdir():
             shutil.rmtree(path, ignore_errors=True)
+
+    def _link_hold(self, image: Image, name: str) -> bool:
+        """Make a name a holder by a link; False where that is not possible."""
+        common = self._place("holds", f"{records.digest_name(image.digest)}.of")
+        mine = self._place("holds", f"{name}.held")
+        for _ in range(3):
+            try:
+                os.link(common, mine)
+            except FileExistsError:  # what it held before; nobody removes anything meanwhile
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(mine)  # noqa: PTH108 (a string)
+            except FileNotFoundError:
+                held = {"digest": image.digest, "layers": [layer.name for layer in image.layers]}
+                records.write_json(Path(common), held)
+            except OSError:  # a file system without links, or as many of them as it allows
+                return False
+            else:
+                return True
+        return False
 
     def _being_pulled(self) -> set[str]:
         named: set[str] = set()
@@ -298,6 +337,9 @@ class ImageStore:
 
     def _write_reference(self, record: ReferenceRecord) -> None:
         records.write_json(self._reference_path(record.reference), records.reference_to(record))
+
+    def _place(self, folder: str, name: str) -> str:
+        return f"{self._prefix}/{folder}/{name}"
 
     def _image_path(self, digest: str) -> Path:
         return self.folder / "images" / f"{records.digest_name(digest)}.json"

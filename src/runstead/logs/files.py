@@ -25,9 +25,14 @@ class FileLogStore(LogStore):
 
     def sink(self, job_id: str, attempt: int) -> Path:
         """Return the file of the attempt; its folder exists."""
-        path = self._path(job_id, attempt)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return path
+        folder = f"{self._root}/{job_id[-2:]}/{job_id}"
+        try:  # for each job that starts: a tenth of what it takes to ask first
+            os.mkdir(folder, 0o700)  # noqa: PTH102 (a string)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Path(f"{folder}/{attempt}.log")
 
     async def append(self, job_id: str, attempt: int, texts: Sequence[str], at: datetime) -> None:
         """Add lines of our own."""

@@ -53,6 +53,68 @@ async def test_what_an_attempt_holds_stays(server: RegistryServer, library: Open
     assert caught.value.again
 
 
+async def test_a_hold_can_be_taken_for_another_image(server: RegistryServer, library: Opener) -> None:
+    """As for containers made ahead, whose names come back."""
+    server.push("first", small("one"), "1")
+    server.push("second", small("two"), "1")
+    opened = await library()
+    first, second = [await opened.get(f"{server.host}/{name}:1", print) for name in ("first", "second")]
+    opened.hold(first, "job-1")
+    opened.hold(second, "job-1")
+    assert [digest for _, digest, _ in opened.store.holds()] == [second.digest]
+    assert remove(opened.store, first.reference).images == (first.reference,)
+    assert not first.layers[0].exists()
+    assert second.layers[0].exists()
+
+
+async def test_an_image_that_went_and_came_back_can_be_held(server: RegistryServer, library: Opener) -> None:
+    server.push("back", small("back"), "1")
+    opened = await library()
+    image = await opened.get(f"{server.host}/back:1", print)
+    opened.hold(image, "job-1")
+    opened.release("job-1")
+    remove(opened.store, image.reference)
+    image = await opened.get(f"{server.host}/back:1", print)
+    opened.hold(image, "job-2")
+    opened.hold(image, "job-3")
+    assert sorted(opened.holders()) == ["job-2", "job-3"]
+    assert {digest for _, digest, _ in opened.store.holds()} == {image.digest}
+    with pytest.raises(Conflict, match="job-2"):
+        remove(opened.store, image.reference)
+
+
+async def test_what_a_power_cut_leaves_is_not_taken_for_a_hold(server: RegistryServer, library: Opener) -> None:
+    server.push("power", small("power"), "1")
+    opened = await library()
+    image = await opened.get(f"{server.host}/power:1", print)
+    opened.hold(image, "job-1")
+    [common] = (opened.store.folder / "holds").glob("*.of")
+    common.write_bytes(b"")
+    again = await library()
+    again.hold(image, "job-2")
+    assert [(name, digest) for name, digest, _ in again.store.holds()] == [("job-2", image.digest)]
+
+
+async def test_images_are_held_where_files_cannot_have_two_names(
+    server: RegistryServer, library: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.push("single", small("single"), "1")
+    opened = await library()
+    image = await opened.get(f"{server.host}/single:1", print)
+
+    def refused(*_: object) -> None:
+        raise OSError(31, "Too many links")
+
+    monkeypatch.setattr(os, "link", refused)
+    opened.hold(image, "job-1")
+    monkeypatch.undo()
+    opened.hold(image, "job-2")
+    assert sorted(opened.holders()) == ["job-1", "job-2"]
+    for name in opened.holders():
+        opened.release(name)
+    assert opened.holders() == []
+
+
 async def test_shared_layers_go_with_their_last_image(server: RegistryServer, library: Opener) -> None:
     base = Archive().add("base", b"b" * 1000).bytes()
     server.push("last/a", build([base]), "1")
