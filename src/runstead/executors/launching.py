@@ -37,7 +37,7 @@ class Launcher:
         if not syscalls.LINUX and len(os.fsencode(self._node / self._name)) > 100:
             raise Unavailable(f"the data directory's path is too long for sockets on this system: {self._data_dir}")
         self._folder = os.open(self._node, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        await self.ask({"op": "hello"})
+        await self.ask({"op": "hello"}, await self.connect())
         for path in await asyncio.to_thread(lambda: list(self._node.glob(_PREFIX + "*"))):
             if path.suffix != ".lock" and path.name != self._name:
                 await self._dismiss(path.name)
@@ -50,13 +50,15 @@ class Launcher:
             os.close(self._folder)
             self._folder = -1
 
-    async def ask(self, message: Mapping[str, object]) -> dict[str, Any] | None:
-        """Send a message and return the answer; None when it was taken, and whoever took it died."""
-        data = framing.encode(message)
-        if len(data) > framing.LIMIT:
-            raise BackendFailure(f"the job's arguments and environment are too large: {len(data)} bytes")
-        connection = await self.connect()
+    async def ask(self, message: Mapping[str, object], connection: socket.socket) -> dict[str, Any] | None:
+        """Send a message and return the answer; None when it was taken, and whoever took it died.
+
+        The connection, which `connect` has returned, is closed.
+        """
         try:
+            data = framing.encode(message)
+            if len(data) > framing.LIMIT:
+                raise BackendFailure(f"the job's arguments and environment are too large: {len(data)} bytes")
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return await exchange(connection, data)
         except TimeoutError as error:

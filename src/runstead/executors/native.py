@@ -21,6 +21,7 @@ from runstead.executors.agent.inside import Insides
 from runstead.executors.attempts import PROBE_ID, Attempts
 from runstead.executors.egress import Egress
 from runstead.executors.groups import own_hosts, show_hosts
+from runstead.executors.hosts import Hosts
 from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities, Executor
 from runstead.executors.launching import Launcher
@@ -91,6 +92,7 @@ class NativeExecutor(Executor):
         self._node = self._data_dir / "node"
         self._settings = settings
         self._launcher = Launcher(self._data_dir)
+        self._hosts = Hosts(self._launcher)
         self._prepared = Prepared(self._launcher)
         self._prepared_count = 0  # that were ever made
         self._prepared_kinds = 0  # that were wanted last
@@ -169,6 +171,7 @@ class NativeExecutor(Executor):
         """Let go of everything in this process; the launcher leaves too when there is no attempt left."""
         self._watching.close()
         self._insides.close()
+        self._hosts.close()
         await self._let_go(self._prepared.drop({}))
         idle = await asyncio.to_thread(self._is_idle)
         if self._network is not None:
@@ -224,7 +227,7 @@ class NativeExecutor(Executor):
             if launch.group is not None:
                 show_hosts(request, await self._network.join(name, launch.group, own_hosts(request)))
         if made is None or not await self._start_in(made, request):
-            await self._ask(request, name)
+            await self._ask(request, name, self._siblings(launch, request))
         facts = self._attempts.facts(name)
         self._watching.watch(name, facts)
         handle = self._handle(name, facts)
@@ -484,11 +487,20 @@ class NativeExecutor(Executor):
             divided=launch.divided,
         )
 
-    async def _ask(self, request: Request, name: str) -> None:
+    def _siblings(self, launch: Launch, request: Request) -> str | None:
+        """Return what attempts have in common that share a supervisor: forks of one sandbox that are made at once."""
+        container = request.container
+        if container is None or container.runtime or request.argv or not launch.snapshots or not self._places:
+            return None
+        return f"{launch.namespace}/{launch.snapshots[-1]}" if self._isolation == "root" else None
+
+    async def _ask(self, request: Request, name: str, siblings: str | None) -> None:
         """Have the attempt started; return when there is one."""
         deaths = 0
         while deaths < _DEATHS:
-            answer = await self._launcher.ask(request.to_message())
+            shared = siblings is not None and not deaths
+            connection = await (self._hosts.connect(siblings or "") if shared else self._launcher.connect())
+            answer = await self._launcher.ask(request.to_message(), connection)
             if answer is not None and answer.get("again"):
                 continue  # what was prepared was prepared for others, and is gone with this answer
             if answer is not None and not answer["ok"]:

@@ -39,7 +39,7 @@ class Site:
         self.fds: dict[str, int] = {}
         if self.owner is not None and seed.users is not None:
             seed.users.map(self.owner, places.IDS)
-            self.fds["users"] = seed.users.fd
+            self.fds["users"] = seed.users.take()
         if request.network is not None and request.network != NO_NETWORK:
             self.fds["network"] = os.open(request.network, os.O_RDONLY | os.O_CLOEXEC)
         if request.container is not None and request.container.disk is not None:

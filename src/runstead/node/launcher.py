@@ -21,6 +21,7 @@ import time
 
 from runstead.node import cgroups, framing, rundir, supervise, syscalls
 from runstead.node.ahead import Ahead, NotMade, await_request
+from runstead.node.hosting import host
 from runstead.node.inside import agent
 from runstead.node.request import ENGINE, Request
 from runstead.node.seed import Seed
@@ -201,10 +202,19 @@ def _handle(connection: socket.socket, data_dir: str, seed: Seed | None) -> None
         connection.sendall(framing.encode({"ok": False, "again": True, "error": "prepared for other settings"}))
     if seed is not None:
         seed.discard()
-    if message is not None and message.get("op") == "leave":
+    if message is None or message.get("op") in ("start", "prepare"):
+        return
+    if message.get("op") == "leave":
         os.kill(os.getppid(), signal.SIGTERM)
-    if message is not None and message.get("op") not in ("start", "prepare"):
-        connection.sendall(framing.encode({"ok": True}))
+    connection.sendall(framing.encode({"ok": True}))
+    if message.get("op") == "host":
+        host(connection, lambda one: _start_beside_others(one, data_dir))
+
+
+def _start_beside_others(connection: socket.socket, data_dir: str) -> None:
+    message = framing.receive(connection)
+    if message is not None:
+        _start(Request.from_message(message), connection, data_dir, None, shared=True)
 
 
 def _prepare(request: Request, connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
@@ -227,7 +237,9 @@ def _prepare(request: Request, connection: socket.socket, data_dir: str, seed: S
     _start(Request.from_message(message), connection, data_dir, seed)
 
 
-def _start(request: Request, connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
+def _start(
+    request: Request, connection: socket.socket, data_dir: str, seed: Seed | None, *, shared: bool = False
+) -> None:
     parent = rundir.attempts_path(data_dir)
     name = rundir.attempt_name(request.job_id, request.attempt)
     path = os.path.join(parent, name)
@@ -243,6 +255,7 @@ def _start(request: Request, connection: socket.socket, data_dir: str, seed: See
         "gpu_ids": request.gpu_ids,
         "group": name if seed is None else f"{cgroups.SPARE}{os.getpid()}",
         "supervisor": os.getpid(),
+        "shared": shared,  # it has other attempts beside this one
         "inside": agent.VERSION,
         "divided": request.divided,
     }
@@ -259,7 +272,14 @@ def _start(request: Request, connection: socket.socket, data_dir: str, seed: See
         from runstead.node.engine_supervisor import EngineSupervisor
 
         kind = EngineSupervisor
-    kind(request, data_dir, path, lock, seed).run(connection)
+    try:
+        supervisor = kind(request, data_dir, path, lock, seed)
+        try:
+            supervisor.run(connection)
+        finally:
+            supervisor.close()
+    finally:
+        os.close(lock)
 
 
 def _protect() -> None:

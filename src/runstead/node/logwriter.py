@@ -52,6 +52,10 @@ class LogWriter:
             self._append(self._tail + b"\n")
             self._tail = b""
 
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
     def _append(self, lines: bytes) -> None:
         if self._closed:
             self.lost_bytes += len(lines)

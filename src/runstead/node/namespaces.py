@@ -26,7 +26,7 @@ class UserNamespace:
             self._maps = [
                 os.open(f"/proc/{first.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC) for name in ("uid_map", "gid_map")
             ]
-            self.fd = os.open(f"/proc/{first.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(f"/proc/{first.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             first.end()
 
@@ -34,7 +34,23 @@ class UserNamespace:
         """Let ids 0 to count - 1 inside be first, first + 1, ... outside. Once."""
         for fd in self._maps:
             os.write(fd, f"0 {first} {count}".encode())
+        self._close_maps()
+
+    def take(self) -> int:
+        """Return the open namespace, which is the caller's from now on."""
+        taken, self._fd = self._fd, -1
+        return taken
+
+    def close(self) -> None:
+        """Let go of what nobody took. Idempotent."""
+        self._close_maps()
+        if self._fd >= 0:
+            os.close(self.take())
+
+    def _close_maps(self) -> None:
+        for fd in self._maps:
             os.close(fd)
+        self._maps = []
 
 
 def name_host(name: str) -> None:

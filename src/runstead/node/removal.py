@@ -64,6 +64,10 @@ def _end(path: str, facts: "dict[str, Any] | None") -> None:
     tell(path, json.dumps({"op": "kill"}).encode())
     if _gone_within(path, _GRACE_SECONDS):
         return
+    if facts is not None and facts.get("shared"):  # others of its attempts are not to die for this one
+        cgroups.Group(facts["cgroups"], facts["group"]).kill()
+        if _gone_within(path, _GRACE_SECONDS):
+            return
     supervisor = facts.get("supervisor") if facts else None
     if isinstance(supervisor, int) and processes.is_ours(supervisor):
         try:

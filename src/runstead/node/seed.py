@@ -31,7 +31,8 @@ _LOOKS, _LOOK_SECONDS = 250, 0.002
 class Seed:
     """The supervisor's side of it. Making one forks; raises OSError where that is not possible."""
 
-    def __init__(self, isolation: str, places: list[list[str]], group: str) -> None:
+    def __init__(self, isolation: str, places: list[list[str]], group: str, lock: int = -1) -> None:
+        """`lock`: what is held as long as the attempt lives, by process 1 as well."""
         self.isolation = isolation
         self.places = places
         self.group = cgroups.Group(places, group)
@@ -44,8 +45,8 @@ class Seed:
         syscalls.unshare(syscalls.CLONE_NEWPID)
         self.pid = os.fork()
         if self.pid == 0:
-            self.talk.close()
-            self._orders.close()
+            # What is open beside these may be of other attempts.
+            syscalls.close_all_but({their_talk.fileno(), their_orders.fileno(), lock})
             _be_first(self.group, their_talk, their_orders)
         their_talk.close()
         their_orders.close()
@@ -58,6 +59,13 @@ class Seed:
         self._orders.sendall(framing.encode(order))
         if last:
             self._orders.close()
+
+    def close(self) -> None:
+        """Let go of it; it has ended."""
+        self.talk.close()
+        self._orders.close()
+        if self.users is not None:
+            self.users.close()
 
     def discard(self) -> None:
         """End it unused."""

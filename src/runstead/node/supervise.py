@@ -45,6 +45,11 @@ class Waker:
         self._address = framing.socket_address(self._folder, folder, "wake")
         self._job_id = job_id.encode()
 
+    def close(self) -> None:
+        """Let go of it."""
+        self._socket.close()
+        os.close(self._folder)
+
     def tell(self, kind: bytes) -> bool:
         """Send one wake-up, b"l" for lines or b"j" for the job; False when the server is behind with reading."""
         try:
@@ -112,14 +117,24 @@ class Supervisor:
             self._started_at = started
             self._request.environment = {}  # the job has it; nobody else needs its secrets any more
             self._deadline = time.monotonic() + self._request.timeout_seconds
-            rundir.write_json(
-                os.path.join(self._path, rundir.STARTED), {"started_at": started, "supervisor": os.getpid()}
-            )
+            disk = self._disk.fd if self._disk is not None else None
+            said = {"started_at": started, "supervisor": os.getpid(), "disk": disk}
+            rundir.write_json(os.path.join(self._path, rundir.STARTED), said)
             _answer(connection)
             self._attend()
             self._finish()
             return
         _answer(connection)
+
+    def close(self) -> None:
+        """Let go of what is open, in a process that may go on with other attempts."""
+        self._waker.close()
+        self._log.close()
+        self._control.close()
+        if self._output >= 0:
+            os.close(self._output)
+        if self._seed is not None:
+            self._seed.close()
 
     # Start
 
@@ -136,23 +151,25 @@ class Supervisor:
         private = request.isolation == "root" and (request.container is None or request.container.private_ids)
         user = places.first_id(self._data_dir, request.namespace) if private else None
         self._output, writer = _pipe(user)
-        self._group.create(
-            cpu_millicores=request.cpu_millicores, memory_bytes=request.memory_bytes, pids_limit=request.pids_limit
-        )
-        if request.isolation == "none":
-            self._start_plain(places.prepare_shared(self._data_dir, request.namespace, user), writer)
-        else:
-            self._take_kept(user)
-            self._start_isolated(writer)
-            if request.isolation == "root" and request.divided:
-                self._divider = Divider(Attempt(self._path, request, self._group, self._child, user))
-        os.close(writer)
+        try:
+            self._group.create(
+                cpu_millicores=request.cpu_millicores, memory_bytes=request.memory_bytes, pids_limit=request.pids_limit
+            )
+            if request.isolation == "none":
+                self._start_plain(places.prepare_shared(self._data_dir, request.namespace, user), writer)
+            else:
+                self._take_kept(user)
+                self._start_isolated(writer)
+                if request.isolation == "root" and request.divided:
+                    self._divider = Divider(Attempt(self._path, request, self._group, self._child, user))
+        finally:
+            os.close(writer)
 
     def _start_isolated(self, writer: int) -> None:
         request = self._request
         if self._seed is None:
             name = rundir.attempt_name(request.job_id, request.attempt)
-            self._seed = Seed(request.isolation, request.cgroups, name)
+            self._seed = Seed(request.isolation, request.cgroups, name, self._lock)
         self._talk, self._child = self._seed.talk, self._seed.pid
         files = os.path.join(self._path, rundir.FILES)
         made = self._seed.ahead if isinstance(self._seed.ahead, Ahead) else None
@@ -161,10 +178,12 @@ class Supervisor:
         site = made.site if made is not None else Site(request, self._data_dir, self._seed)
         self._disk = site.disk
         fds = {"output": writer, "inside": listen(self._path).detach(), **site.fds}
-        order = first_order(request, site, files, os.path.join(self._data_dir, "node"), self._seed)
-        self._seed.order({**order, "environment": self._environment(), "handed": list(fds)}, list(fds.values()))
-        os.close(fds["inside"])
-        site.close_handed()
+        try:
+            order = first_order(request, site, files, os.path.join(self._data_dir, "node"), self._seed)
+            self._seed.order({**order, "environment": self._environment(), "handed": list(fds)}, list(fds.values()))
+        finally:
+            os.close(fds["inside"])
+            site.close_handed()
         self._expect(b"R")
 
     def _take_kept(self, user: int | None) -> None:

@@ -10,6 +10,10 @@ import os
 import signal
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 LINUX = sys.platform == "linux"
 
 _CLONE_VM = 0x00000100
@@ -270,6 +274,23 @@ def leave_keyring() -> None:
     number = {"x86_64": 250, "aarch64": 219, "riscv64": 219}.get(os.uname().machine)
     if number is not None:
         _check(_call().syscall(ctypes.c_long(number), ctypes.c_int(1), None), "keyctl")
+
+
+def close_all_but(kept: "Collection[int]") -> None:
+    """Close every file descriptor from 3 on that is not among these."""
+    lowest = 3
+    for fd in sorted(kept):
+        if fd > lowest:
+            _close_range(lowest, fd - 1)
+        lowest = max(lowest, fd + 1)
+    close_from(lowest)
+
+
+def _close_range(first: int, last: int) -> None:
+    if _libc is None or _libc.syscall(
+        ctypes.c_long(_NR_CLOSE_RANGE), ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0)
+    ):
+        os.closerange(first, last + 1)
 
 
 def close_from(lowest: int) -> None:

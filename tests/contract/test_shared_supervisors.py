@@ -1,0 +1,109 @@
+"""Forks that are made at once share a supervisor: what becomes of one of them is not the business of the others."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.insides import OK, Room, enter
+from contract.test_executors import Site, site
+from runstead.model.launches import AttemptState, ExitReason, Handle
+
+__all__ = ["site"]
+
+
+async def forks(site: Site, count: int, **changes: Any) -> list[Room]:
+    """Start so many that begin with the same snapshot of another, which is over by then."""
+    if site.row.name != "oci":
+        pytest.skip("supervisors are not shared here")
+    first = await enter(site)
+    await first.shell("echo prepared > /ready")
+    await site.executor.snapshot(first.handle, "alice.snapshot")
+    await site.executor.remove(first.handle)
+    return [await enter(site, snapshots=("alice.snapshot",), **changes) for _ in range(count)]
+
+
+def facts(site: Site, handle: Handle, name: str = "attempt.json") -> dict[str, Any]:
+    attempt = f"{handle.data['job_id']}-{handle.data['attempt']}"
+    return json.loads((site.data_dir / "node" / "attempts" / attempt / name).read_text())
+
+
+def firsts(supervisor: int) -> dict[int, set[str]]:
+    """Return the first processes below a supervisor, and which attempts' locks each has open."""
+    found = {}
+    for thread in Path(f"/proc/{supervisor}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            targets = [os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()]
+            found[int(child)] = {Path(target).parent.name for target in targets if target.endswith("/lock")}
+    return found
+
+
+async def test_they_share_one_and_have_nothing_of_each_other(site: Site) -> None:
+    rooms = await forks(site, 3)
+    [supervisor] = {facts(site, one.handle)["supervisor"] for one in rooms}
+    held = firsts(supervisor)
+    assert sorted(held.values(), key=sorted) == sorted(({f"{one.launch.job_id}-1"} for one in rooms), key=sorted)
+    for number, one in enumerate(rooms):
+        await one.shell(f"echo {number} >> /ready")
+    assert [(await one.shell("cat /ready")).out for one in rooms] == [f"prepared\n{n}\n" for n in range(3)]
+
+
+async def test_the_end_of_one_is_only_its_own(site: Site) -> None:
+    one, two, three = await forks(site, 3)
+    supervisor = facts(site, one.handle)["supervisor"]
+    await site.executor.stop(one.handle, 0)
+    ended = await site.ended(one.handle)
+    assert ended.exit is not None and ended.exit.reason is ExitReason.STOPPED
+    open_before = len(os.listdir(f"/proc/{supervisor}/fd"))
+    await site.executor.remove(two.handle)
+    assert (await site.look(three.handle)).state is AttemptState.RUNNING
+    assert (await three.run("cat", "/ready")).out == "prepared\n"
+    assert len(os.listdir(f"/proc/{supervisor}/fd")) < open_before
+    for _ in range(3):  # what comes and goes leaves nothing open in it
+        more = await enter(site, snapshots=("alice.snapshot",))
+        assert facts(site, more.handle)["supervisor"] == supervisor
+        await site.executor.remove(more.handle)
+    # Between the last word of an attempt and the end of its thread there is a moment.
+    assert len(os.listdir(f"/proc/{supervisor}/fd")) <= open_before
+    assert list(firsts(supervisor).values()) == [{f"{three.launch.job_id}-1"}]
+
+
+async def test_time_limits_are_kept_for_each(site: Site) -> None:
+    [lasting] = await forks(site, 1)
+    short = await enter(site, snapshots=("alice.snapshot",), timeout_seconds=1)
+    assert facts(site, short.handle)["supervisor"] == facts(site, lasting.handle)["supervisor"]
+    ended = await site.ended(short.handle)
+    assert ended.exit is not None and ended.exit.reason is ExitReason.TIMEOUT
+    assert (await lasting.run("true")).ended == OK
+
+
+async def test_its_death_is_the_end_of_all(site: Site) -> None:
+    rooms = await forks(site, 3)
+    os.kill(facts(site, rooms[0].handle)["supervisor"], signal.SIGKILL)
+    for one in rooms:
+        assert (await site.ended(one.handle)).state is AttemptState.LOST
+    again = await enter(site, snapshots=("alice.snapshot",))
+    assert (await again.run("cat", "/ready")).out == "prepared\n"
+
+
+async def test_the_server_may_die(site: Site) -> None:
+    one, two = await forks(site, 2)
+    await site.restart()
+    for room in (one, two):
+        inside = await site.executor.inside(room.handle)
+        assert (await Room(site, room.launch, room.handle, inside).run("cat", "/ready")).out == "prepared\n"
+    await site.executor.remove(one.handle)
+    three = await enter(site, snapshots=("alice.snapshot",))
+    assert facts(site, three.handle)["supervisor"] != facts(site, two.handle)["supervisor"]
+
+
+async def test_a_fork_of_one_of_them_has_the_files_of_that_one(site: Site) -> None:
+    rooms = await forks(site, 3)
+    for number, one in enumerate(rooms):
+        await one.shell(f"echo {number} >> /ready")
+    await site.executor.snapshot(rooms[1].handle, "alice.again")
+    fork = await enter(site, snapshots=("alice.snapshot", "alice.again"))
+    assert (await fork.shell("cat /ready")).out == "prepared\n1\n"
