@@ -29,6 +29,7 @@ from runstead.executors.machine import find_machine
 from runstead.executors.network import JobNetwork, ahead_name
 from runstead.executors.prepared import Prepared, Waiting, fits, key_of
 from runstead.executors.resolving import missing_name_service
+from runstead.executors.snapshots import Snapshots
 from runstead.executors.watching import Watching
 from runstead.kit.settings import PASSED_BY_DEFAULT
 from runstead.model.errors import BackendFailure, Invalid, NotRunning, Unavailable
@@ -99,6 +100,7 @@ class NativeExecutor(Executor):
         self._attempts = Attempts(self._node)
         self._watching = Watching(self._node, self._attempts, wake)
         self._insides = Insides(self._attempts)
+        self._snapshots = Snapshots(self._node, self._attempts)
         self._instance = ""
         self._machine: Machine | None = None
         self._isolation = "none"
@@ -321,10 +323,19 @@ class NativeExecutor(Executor):
 
     async def inside(self, handle: Handle) -> Inside:
         """See Executor."""
-        name = self._name_of(handle)
-        if name is None:
-            raise NotRunning(f"this is no attempt of this executor: {handle.data.get('job_id')}")
-        return await self._insides.find(name)
+        return await self._insides.find(self._own_name(handle))
+
+    async def snapshot(self, handle: Handle, name: str) -> None:
+        """See Executor."""
+        await asyncio.to_thread(self._snapshots.take, self._own_name(handle), name)
+
+    async def snapshots(self) -> list[str]:
+        """See Executor."""
+        return await asyncio.to_thread(self._snapshots.names)
+
+    async def drop_snapshot(self, name: str) -> None:
+        """See Executor."""
+        await asyncio.to_thread(self._snapshots.drop, name)
 
     async def owned(self) -> list[tuple[str, int, Handle]]:
         """See Executor."""
@@ -531,6 +542,12 @@ class NativeExecutor(Executor):
             return rundir.attempt_name(job_id, attempt)
         except ValueError as error:
             raise Invalid(str(error)) from error
+
+    def _own_name(self, handle: Handle) -> str:
+        name = self._name_of(handle)
+        if name is None:
+            raise NotRunning(f"this is no attempt of this executor: {handle.data.get('job_id')}")
+        return name
 
     def _name_of(self, handle: Handle) -> str | None:
         """Return the directory name of an attempt; None for a handle that is not ours."""

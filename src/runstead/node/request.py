@@ -25,6 +25,7 @@ class View:
         "pip_paths",
         "python",
         "python_version",
+        "snapshots",
         "sys",
         "trees",
     )
@@ -43,6 +44,7 @@ class View:
         pip_paths: list[str],
         path: str,
         environment: dict[str, str],
+        snapshots: list[str] | None = None,
     ) -> None:
         self.trees = trees  # directories shown read-only with all that is mounted below them
         self.links = links  # symbolic links in the root: [path, target]
@@ -55,6 +57,7 @@ class View:
         self.pip_paths = pip_paths  # directories that make `import pip` work
         self.path = path  # PATH behind the job's own directories
         self.environment = environment  # weaker than what the launch says
+        self.snapshots = snapshots or []  # what the job's own directories begin with, lowest first
 
 
 class Container:

@@ -60,7 +60,7 @@ class SandboxRules:
         if not here.ports:
             raise Unsupported(f"expose: sandboxes are not possible here: {here.without_ports}")
         if sandbox.snapshots and not here.snapshots:
-            raise Unsupported(f"sandboxes cannot be forked here: the {here.kind} executor cannot keep their files")
+            raise Unsupported(f"sandboxes cannot be forked here: {here.without_snapshots}")
         if sandbox.egress is not None and not here.egress:
             raise Unsupported(
                 f"environment.{EGRESS}: what a sandbox may reach cannot be limited here: jobs have no network of their "
