@@ -60,6 +60,7 @@ class Capabilities:
     inside: bool = False  # whether `Executor.inside` can be had: exec, files
     compartments: bool = False  # whether attempts can be divided: `Inside.make_compartments`
     snapshots: bool = False  # whether `Executor.snapshot` can be had, and `Launch.snapshots`
+    without_snapshots: str = "the files of a sandbox cannot be kept for others here"  # why not, and how to get them
     prepared: bool = False  # whether `Executor.keep_prepared` can be had
     without_prepared: str = "only containers of the oci executor, made without a runtime, can be prepared ahead"
     egress: bool = False  # whether `Launch.egress` can be had

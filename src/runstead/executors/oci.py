@@ -20,9 +20,8 @@ from runstead.executors.interface import Capabilities
 from runstead.executors.machine import gpu_devices, shared_gpu_devices
 from runstead.executors.native import NativeExecutor, NativeSettings, Root
 from runstead.executors.resolving import network_files
-from runstead.executors.snapshots import Snapshots
 from runstead.images.image import Image
-from runstead.model.errors import Invalid, NotRunning, Unavailable, Unsupported
+from runstead.model.errors import Invalid, Unavailable, Unsupported
 from runstead.model.launches import Handle, Launch
 from runstead.node import bundle, disks, seccomp, syscalls
 from runstead.node.request import Container
@@ -30,6 +29,7 @@ from runstead.node.request import Container
 _OLDEST_KERNEL = (5, 12)  # mount_setattr
 _NOT_FOUND = 127
 _NO_WAY_IN = "there is no way into jobs in gVisor, whose processes are not this machine's (executor.runtime = runsc)"
+_NO_SNAPSHOTS = "a container that a runtime makes (executor.runtime) cannot begin with another's files"
 _SECCOMP = Path("/proc/sys/kernel/seccomp")
 _NO_FILTER = "no filter of system calls: this kernel has none, or we have none for its processors"
 _PROBE_DISK_BYTES = 16 << 20
@@ -93,7 +93,6 @@ class OciExecutor(NativeExecutor):
         self._runtime_name = settings.runtime
         self._runtime = ""
         self._images = images
-        self._snapshots = Snapshots(self._node, self._attempts)
         self._private_ids = True
         self._disks = True
         self._filtered = seccomp.PROGRAM is not None and _SECCOMP.exists()
@@ -121,21 +120,6 @@ class OciExecutor(NativeExecutor):
     async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
         """See Executor."""
         await self._images.get(launch.image, tell)
-
-    async def snapshot(self, handle: Handle, name: str) -> None:
-        """See Executor."""
-        attempt = self._name_of(handle)
-        if attempt is None:
-            raise NotRunning(f"this is no attempt of this executor: {handle.data.get('job_id')}")
-        await asyncio.to_thread(self._snapshots.take, attempt, name)
-
-    async def snapshots(self) -> list[str]:
-        """See Executor."""
-        return await asyncio.to_thread(self._snapshots.names)
-
-    async def drop_snapshot(self, name: str) -> None:
-        """See Executor."""
-        await asyncio.to_thread(self._snapshots.drop, name)
 
     async def _find_isolation(self) -> list[str]:
         self._isolation = "root"
@@ -204,6 +188,7 @@ class OciExecutor(NativeExecutor):
             found,
             images=True,
             snapshots=not self._runtime,
+            without_snapshots=_NO_SNAPSHOTS,
             prepared=not self._runtime,
             private_ids=self._private_ids,
             disk_limits=self._disks,

@@ -3,53 +3,64 @@
     <data_dir>/node/snapshots/<name>/     the top of an overlay, as it was, with the machine's ids
     <data_dir>/node/snapshots/.new-*      one in the making
 
-A snapshot is a copy, so it costs what was written and not what the image has, and whoever begins with it shares it.
+A snapshot is a copy, so it costs what was written and not what the image has, and whoever begins with it shares it. Of
+a job on the machine's own system it is all of the job's own directories, laid out as `node/roots/machine.py` says.
 """
 
+import errno
 import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import mkdtemp
 
+import runstead
 from runstead.executors.attempts import Attempts
 from runstead.model.errors import BackendFailure, Conflict, Invalid, NotRunning
-from runstead.node import removal, rundir
+from runstead.node import places, removal, rundir, syscalls
+from runstead.node.roots import machine
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
-_UPPER, _WORK = "upper", "work"
+_WORK = "work"
 # One that was just made is not in use yet.
-_YOUNG_SECONDS = 600.0
+YOUNG_SECONDS = 600.0
+_COPY_SECONDS = 540.0  # less: what is older and unfinished was given up
 
 
 class Snapshots:
     """The snapshots of one data directory. Every method blocks."""
 
     def __init__(self, node: Path, attempts: Attempts) -> None:
+        self._node = node
         self._folder = node / "snapshots"
         self._attempts = attempts
 
     def take(self, attempt: str, name: str) -> None:
         """Copy what a running attempt wrote. Raises NotRunning, Conflict, BackendFailure."""
         target = self._path(name)
-        source = self._top(attempt)
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        fresh = Path(mkdtemp(prefix=".new-", dir=self._folder))
-        try:
-            command = ["cp", "-a", "--reflink=auto", "-T", str(source), str(fresh / _UPPER)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            # What a program deletes while it is copied is missing, and no failure.
-            complaints = [line for line in done.stderr.splitlines() if "No such file" not in line]
-            if done.returncode and (complaints or not (fresh / _UPPER).is_dir()):
-                raise BackendFailure(f"the files could not be copied: {'; '.join(complaints[:3]) or done.stderr[:300]}")
-            if target.exists():
-                raise Conflict(f"there is a snapshot of that name: {name}")
-            (fresh / _UPPER).rename(target)
-            os.utime(target)  # when it was made; the copy has the time of the source
-        finally:
-            removal.delete_tree(str(fresh))
+        with ExitStack() as held:
+            tops = self._tops(attempt, held)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            fresh = Path(mkdtemp(prefix=".new-", dir=self._folder))
+            held.callback(removal.delete_tree, str(fresh))
+            new = fresh / machine.UPPER
+            if tops.keys() != {""}:
+                self._lay_out(attempt, new, tops)
+            _copy({source: new / below for below, source in tops.items()})
+            self._check_running(attempt)  # else files may have been on their way out
+            os.utime(new)  # when it was made; the copy has the time of the source
+            try:
+                new.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                raise Conflict(f"there is a snapshot of that name: {name}") from error
 
     def find(self, name: str) -> Path:
         """Return where a snapshot is. Raises Invalid when it is gone."""
@@ -65,7 +76,7 @@ class Snapshots:
             entries = list(os.scandir(self._folder))
         except FileNotFoundError:
             return []
-        old = [entry for entry in entries if now - entry.stat(follow_symlinks=False).st_mtime > _YOUNG_SECONDS]
+        old = [entry for entry in entries if now - entry.stat(follow_symlinks=False).st_mtime > YOUNG_SECONDS]
         for entry in old:
             if entry.name.startswith("."):  # somebody died over it
                 removal.delete_tree(entry.path)
@@ -84,19 +95,104 @@ class Snapshots:
             raise Invalid(f"not the name of a snapshot: {name[:100]!r}")
         return self._folder / name
 
-    def _top(self, attempt: str) -> Path:
-        """Return the directory to which a running attempt writes."""
-        if not self._attempts.exists(attempt) or not self._attempts.alive(attempt):
-            raise NotRunning(f"the attempt is over: {attempt}")
+    def _tops(self, attempt: str, held: ExitStack) -> dict[str, int]:
+        """Open the directories to which a running attempt writes; return where in a snapshot each belongs."""
+        self._check_running(attempt)
         own = self._attempts.path(attempt) / rundir.FILES
-        if (own / _UPPER).is_dir():
-            return own / _UPPER
-        # Else it is on a disk of its own, which is mounted nowhere that we see; its supervisor holds it.
-        holder = Path(f"/proc/{self._attempts.facts(attempt).get('supervisor')}/fd")
         try:
-            for place in holder.iterdir():
-                if (place / _UPPER).is_dir() and (place / _WORK).is_dir():
-                    return place / _UPPER
+            for name in (machine.UPPER, machine.WHOLE):
+                if (own / name).is_dir():
+                    return {"": _open(own / name, held)}
+            if (own / machine.FOLDERS[-1]).is_dir():
+                return self._folders(attempt, own, held)
+            # Else it is on a disk of its own, which is mounted nowhere that we see; its supervisor holds it, and says
+            # by which descriptor, for there may be disks of other attempts.
+            holder = Path(f"/proc/{self._attempts.facts(attempt).get('supervisor')}/fd")
+            said = rundir.read_json(str(self._attempts.path(attempt) / rundir.STARTED)) or {}
+            for place in [holder / str(said["disk"])] if said.get("disk") is not None else holder.iterdir():
+                if (place / machine.UPPER).is_dir() and (place / "work").is_dir():
+                    return {"": _open(place / machine.UPPER, held)}
         except OSError as error:
             raise NotRunning(f"the attempt is over: {attempt}") from error
+        self._check_running(attempt)
         raise BackendFailure(f"it cannot be found out where the attempt writes: {attempt}")
+
+    def _check_running(self, attempt: str) -> None:
+        if (self._attempts.path(attempt) / rundir.EXIT).exists() or not self._attempts.alive(attempt):
+            raise NotRunning(f"the attempt is over: {attempt}")
+
+    def _folders(self, attempt: str, own: Path, held: ExitStack) -> dict[str, int]:
+        """Open the directories of an attempt on the machine's own system, and its Python's."""
+        found = {name: _open(own / name, held) for name in machine.FOLDERS}
+        shared = places.owner_path(str(self._node.parent), str(self._attempts.facts(attempt).get("namespace")))
+        above = _open(Path(shared, "env"), held)
+        try:  # other attempts can write beside it
+            above = _open(Path("venvs"), held, above)
+            found[f"{machine.PYTHONS}/{attempt}"] = _open(Path(attempt), held, above)
+        except OSError:
+            pass  # there is none any more; forks get a new one
+        return found
+
+    def _lay_out(self, attempt: str, new: Path, tops: Mapping[str, int]) -> None:
+        """Make what several directories are put together in."""
+        new.mkdir(mode=0o755)
+        pythons = new / machine.PYTHONS
+        pythons.mkdir(mode=0o755)
+        status = os.fstat(tops[machine.FOLDERS[-1]])
+        os.chown(pythons, status.st_uid, status.st_gid)
+        (new / machine.FIRST).symlink_to(attempt)
+
+
+def _open(path: Path, held: ExitStack, above: int | None = None) -> int:
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    held.callback(os.close, opened)
+    return opened
+
+
+def _copy(targets: Mapping[int, Path]) -> None:
+    """Copy open directories, in a process of its own: there may be very many files."""
+    source = str(Path(runstead.__file__).parent.parent)
+    code = f"import sys; sys.path.insert(0, {source!r}); from runstead.node.copying import main; main(*sys.argv[1:])"
+    pairs = [str(word) for pair in targets.items() for word in pair]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code, *pairs],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            pass_fds=tuple(targets),
+            timeout=_COPY_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BackendFailure(f"the files could not be copied within {_COPY_SECONDS:.0f} s") from error
+    if done.returncode:
+        raise BackendFailure(f"the files could not be copied: {done.stderr.strip()[-300:]}")
+
+
+def overlay_problem(folder: Path) -> str | None:
+    """Return why what lies in a directory cannot be the top of an overlay; None when it can. Needs root."""
+    found: list[str | None] = []
+    thread = threading.Thread(target=lambda: found.append(_try_overlay(folder)))
+    thread.start()
+    thread.join()
+    return found[0] if found else "it cannot be tried"
+
+
+def _try_overlay(folder: Path) -> str | None:
+    """Mount one, in a mount namespace of this thread's own: it ends with it."""
+    stage = Path(mkdtemp(prefix=".overlay-", dir=folder))
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        for name in ("lower", "upper", "work", "root"):
+            (stage / name).mkdir()
+        options = f"lowerdir={stage}/lower,upperdir={stage}/upper,workdir={stage}/work,volatile"
+        syscalls.mount("overlay", str(stage / "root"), "overlay", syscalls.MS_NODEV, options)
+        syscalls.unmount(str(stage / "root"))
+    except OSError as error:
+        return str(error.strerror)
+    finally:
+        removal.delete_tree(str(stage))
+    return None
