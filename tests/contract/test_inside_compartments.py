@@ -20,6 +20,7 @@ from runstead.executors.inside import Execution, Inside
 from runstead.model.errors import Conflict, EntryNotFound, Invalid, NotRunning, Unavailable, Unsupported
 from runstead.model.executions import Command, CompartmentLimits, Ended, TerminalSize
 from runstead.model.launches import AttemptState
+from runstead.node import processes
 
 __all__ = ["room", "site"]
 
@@ -346,6 +347,19 @@ async def test_an_attempt_with_compartments_ends_soon(host: Room) -> None:
     assert time.monotonic() - began < 15
 
 
+async def test_a_program_in_a_compartment_may_finish_when_the_attempt_is_asked_to_end(host: Room) -> None:
+    [one] = await make(host)
+    script = "trap 'sleep 0.3; echo told; exit 7' TERM; echo up; while :; do sleep 0.05; done"
+    execution = await one.inside.execute(Command(("sh", "-c", script), environment=_PATH))
+    assert await word(execution) == "up"
+    await make(host)  # who makes them is there as well
+    await host.site.executor.stop(host.handle, 30)
+    assert "told" in (await collect(execution)).out
+    assert await execution.wait() == Ended(7, None)
+    await execution.close()
+    await host.site.ended(host.handle)
+
+
 async def test_compartments_after_a_restart_of_the_server(host: Room) -> None:
     one, two = await make(host, 2)
     await one.shell("echo kept > file")
@@ -428,6 +442,32 @@ async def test_the_death_of_the_supervisor_is_the_end_of_compartments(host: Room
     with pytest.raises(NotRunning):
         await parts[2].inside.execute(Command(("/bin/true",)))
     # What the site leaves behind is looked at when it is removed.
+
+
+async def test_compartments_outlive_who_made_them(host: Room) -> None:
+    supervisor = host.site.row.supervisor
+    if supervisor is None:
+        pytest.skip("it is none of ours")
+    one, two = await make(host, 2)
+    execution = await two.inside.execute(
+        Command(("sh", "-c", "echo up; read x; echo $x"), input=True, environment=_PATH)
+    )
+    assert await word(execution) == "up"
+    [first] = processes.children(supervisor(host.site.data_dir, host.handle)) or []
+    for pid in processes.children(first) or []:
+        if len(processes.children(pid) or []) > 1:  # it may have gone by itself, as it does after a while
+            os.kill(pid, signal.SIGKILL)
+    ids = {one.id, two.id}
+    [three] = await make(host)
+    assert three.uid not in {one.uid, two.uid}
+    assert {entry.id for entry in await host.inside.compartments()} == {*ids, three.id}
+    assert await host.inside.remove_compartments([one.id]) == 1
+    with pytest.raises(EntryNotFound):
+        await one.run("true")
+    await execution.write(b"still here\n")
+    assert (await collect(execution)).out == "still here\n"
+    await execution.close()
+    assert await host.inside.remove_compartments([two.id, three.id]) == 2
 
 
 async def test_the_death_of_the_server_while_it_makes_compartments(host: Room) -> None:

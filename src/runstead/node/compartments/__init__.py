@@ -8,8 +8,9 @@ mounts, network and IPC; it has no capabilities. Its first process is an agent a
     <attempt>/compartments/<id>/facts.json    what it is; it is there when this is
     <attempt>/compartments/<id>/inside        the socket of its agent
 
-They are made by the attempt's supervisor, which is outside and privileged: it takes connections on <attempt>/divide,
-one after the other, and forks a process for each. That process and its children enter the attempt's namespaces with
-the machine's rights, so they trust nothing there: paths are walked without following links, nothing is imported. They
-are among the attempt's processes from the beginning: whatever a supervisor forks is.
+They are made on behalf of the attempt's supervisor, which is outside and privileged: when somebody connects to
+<attempt>/divide it forks a maker, which does what is asked for, one after the other, and goes when nothing is asked for
+a while. A maker goes into the attempt's namespaces and back with the machine's rights, so it trusts nothing there:
+paths are walked without following links, nothing is imported. It is among the attempt's processes, a child of its
+first one, and so are the compartments' when it is gone.
 """

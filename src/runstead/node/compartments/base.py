@@ -2,43 +2,78 @@
 
 import os
 
-from runstead.node import rundir, syscalls
-from runstead.node.compartments.aside import in_child
+from runstead.node import removal, rundir, syscalls
 from runstead.node.compartments.attempt import BASE, FOLDER, Attempt
+from runstead.node.compartments.crossing import Crossing
 from runstead.node.syscalls import MS_NODEV, MS_NOSUID
 
 
-def prepare_base(attempt: Attempt) -> None:
-    """Make the place for the homes, the first time."""
-    mark = os.path.join(attempt.path, FOLDER, "base")
-    if os.path.exists(mark):
-        return
-    os.makedirs(os.path.dirname(mark), 0o700, exist_ok=True)
-    attempt.group.divide()
-    tree = -1
-    if attempt.request.container is None:  # whose root is in memory: homes are not to be
-        folder = os.path.join(attempt.path, rundir.FILES, "sbx")
-        os.makedirs(folder, 0o755, exist_ok=True)
-        tree = syscalls.copy_tree(folder, recursive=False)
-        syscalls.set_attributes(tree, MS_NOSUID | MS_NODEV, recursive=False)
-    mount = attempt.namespace("mnt")
-    in_child(lambda: _make_base(mount, tree))
-    with open(mark, "w"):
-        pass
+class Base:
+    """That place, made if it is missing, and open: from here on nobody needs to enter the attempt's mounts for it."""
+
+    def __init__(self, attempt: Attempt, crossing: Crossing) -> None:
+        mark = os.path.join(attempt.path, FOLDER, "base")
+        made = os.path.exists(mark)
+        tree = -1
+        if not made:
+            os.makedirs(os.path.dirname(mark), 0o700, exist_ok=True)
+            attempt.group.divide()
+            if attempt.request.container is None:  # whose root is in memory: homes are not to be
+                tree = _copy_folder(attempt)
+        crossing.visit()
+        try:
+            base = _open_base(tree)
+            self._kinds = [_folder_in(base, name, 0o711) for name in ("homes", "tmp")]
+            os.close(base)
+        finally:
+            crossing.come_back()
+        if not made:
+            with open(mark, "w"):
+                pass
+
+    def make(self, name: str, owner: int) -> None:
+        """Make the home and the /tmp of a compartment, which lie beside those of the others but are shown to it alone.
+
+        `owner` is the machine's id of its user.
+        """
+        for kind in self._kinds:
+            try:
+                os.mkdir(name, 0o700, dir_fd=kind)
+            except FileExistsError:
+                pass
+            os.chown(name, owner, owner, dir_fd=kind, follow_symlinks=False)
+
+    def delete(self, name: str) -> None:
+        """Delete them with all that is in them."""
+        for kind in self._kinds:
+            removal.delete_in(kind, name)
 
 
-def _make_base(mount: int, tree: int) -> None:
-    syscalls.enter(mount, syscalls.CLONE_NEWNS)
+def _copy_folder(attempt: Attempt) -> int:
+    """Return a mount of a folder of the attempt's own."""
+    folder = os.path.join(attempt.path, rundir.FILES, BASE[1:])
+    os.makedirs(folder, 0o755, exist_ok=True)
+    tree = syscalls.copy_tree(folder, recursive=False)
+    syscalls.set_attributes(tree, MS_NOSUID | MS_NODEV, recursive=False)
+    return tree
+
+
+def _open_base(tree: int) -> int:
+    """Open it, in the attempt's mounts; `tree` is mounted there first unless it is -1."""
     root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    base = folder_in(root, BASE[1:], 0o755)
-    if tree >= 0:
-        syscalls.attach_at(tree, base)
-        base = folder_in(root, BASE[1:], 0o755)
-    for name in ("homes", "tmp"):
-        folder_in(base, name, 0o711)
+    try:
+        base = _folder_in(root, BASE[1:], 0o755)
+        if tree >= 0:
+            syscalls.attach_at(tree, base)
+            os.close(tree)
+            os.close(base)
+            base = _folder_in(root, BASE[1:], 0o755)
+        return base
+    finally:
+        os.close(root)
 
 
-def folder_in(parent: int, name: str, mode: int) -> int:
+def _folder_in(parent: int, name: str, mode: int) -> int:
     """Open a directory, made if it is missing; never through a link."""
     try:
         os.mkdir(name, mode, dir_fd=parent)

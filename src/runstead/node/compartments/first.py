@@ -4,65 +4,34 @@ import os
 import select
 import socket
 
-from runstead.node import cgroups, command, namespaces, priority, processes, seccomp, syscalls
-from runstead.node.compartments.attempt import BASE
-from runstead.node.compartments.base import folder_in
-from runstead.node.compartments.furnishing import furnish
+from runstead.node import cgroups, namespaces, priority, processes, seccomp, syscalls
 from runstead.node.compartments.plan import Plan
 from runstead.node.inside.agent import Agent
 from runstead.node.inside.ground import Ground
+from runstead.node.roots import parts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 READY = b"\0"
-ENTERED = (
-    ("uts", syscalls.CLONE_NEWUTS),
-    ("cgroup", syscalls.CLONE_NEWCGROUP),
-    ("mnt", syscalls.CLONE_NEWNS),
-)
 
 
-def become(plan: Plan, opened: dict[str, int], report: int) -> None:
-    """Be the first process of a compartment; does not return. We are that of its process namespace already.
+def become(plan: Plan, users: int | None, report: int) -> "NoReturn":
+    """Be the first process of a compartment; does not return. We are that, in its namespaces and its home, already.
 
-    To `report` goes READY, or why it cannot be.
+    `users` is a user namespace to be entered. To `report` goes READY, or why it cannot be.
     """
     try:
         priority.raise_for(0)
-        _enter(plan, opened)
-        furnish(plan)
-        _give_up_rights(plan, opened.get("user"))
+        cgroups.enter_opened(plan.groups)
+        parts.processes_for_nobody("/proc")  # only from here can be seen who it is about
+        _give_up_rights(plan, users)
         os.write(report, READY)
         _stay(plan)
     except BaseException as error:
         os.write(report, f"{error}".encode("utf-8", "replace")[:4000] or b"?")
     os._exit(1)
-
-
-def _enter(plan: Plan, opened: dict[str, int]) -> None:
-    plan.attempt.group.undivided().enter_alone()
-    cgroups.enter_opened(plan.groups)
-    command.forget_score()
-    if plan.network is not None:
-        syscalls.enter(plan.network, syscalls.CLONE_NEWNET)
-    else:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
-        namespaces.raise_loopback()
-    for kind, flag in ENTERED:
-        syscalls.enter(opened[kind], flag)
-    _make_places(plan)
-    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC)
-
-
-def _make_places(plan: Plan) -> None:
-    """Make its home and its /tmp, which lie beside those of the others but are shown to it alone."""
-    owner = plan.uid + (plan.attempt.owner or 0)
-    base = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    for name in ("homes", "tmp"):
-        parent = folder_in(base, name, 0o711)
-        place = folder_in(parent, plan.name, 0o700)
-        os.fchown(place, owner, owner)
-        os.close(parent)
-        os.close(place)
-    os.close(base)
 
 
 def _give_up_rights(plan: Plan, users: int | None) -> None:
@@ -81,6 +50,7 @@ def _give_up_rights(plan: Plan, users: int | None) -> None:
 
 def _stay(plan: Plan) -> None:
     """Serve and reap until the end of the attempt, or of the compartment: both come from outside."""
+    assert plan.listener is not None
     null = os.open("/dev/null", os.O_RDWR)
     mine = os.dup(plan.listener.fileno())
     for target, fd in enumerate((null, null, null, mine)):

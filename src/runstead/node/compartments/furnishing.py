@@ -13,7 +13,10 @@ _HOSTS = "/etc/hosts"
 
 
 def furnish(plan: Plan) -> None:
-    """Show this process, whose mounts are its own, nothing that it could write to but its own places."""
+    """Show who has our mounts, which are a compartment's already, nothing to write to but its own places.
+
+    What is at /proc is left to its first process.
+    """
     syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
     home = syscalls.copy_tree(plan.home, recursive=False)
     own = syscalls.copy_tree(f"{BASE}/tmp/{plan.name}", recursive=False)
@@ -34,7 +37,6 @@ def furnish(plan: Plan) -> None:
     for path in hidden:
         if os.path.isdir(path):
             parts.hide(path)
-    parts.processes_for_nobody("/proc")
     if os.path.isdir("/dev/shm"):
         limit = f"mode=1777,size={plan.limits['memory_bytes'] // 2}"
         syscalls.mount("tmpfs", "/dev/shm", "tmpfs", _TMPFS, limit)

@@ -6,30 +6,42 @@ from runstead.node import rundir
 from runstead.node.compartments.attempt import FACTS, FOLDER, Attempt
 from runstead.node.inside.refusal import UNAVAILABLE, Refusal
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 _FIRST_ID, _LAST_ID = 20000, 60000
+_AT_ONCE = 64  # taken from the file, for the requests to come
 
 
-def take_uids(attempt: Attempt, count: int) -> int:
-    """Return the first of so many user ids that nobody has."""
-    path = os.path.join(attempt.path, FOLDER, "next")
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    first = int((rundir.read_json(path) or {}).get("uid", _FIRST_ID))
-    if first + count > _LAST_ID:
-        first = _FIRST_ID  # those of long ago are gone by now, but for some
-        taken = {facts["uid"] for facts in _facts(attempt)}
-        while taken.intersection(range(first, first + count)):
-            first += 1
-    if first + count > _LAST_ID:
-        raise Refusal(UNAVAILABLE, "all user ids of the attempt are taken")
-    rundir.write_json(path, {"uid": first + count})
-    return first
+class Identities:
+    """Gives them out, those of an attempt at one place at a time. Nobody gets one that a killed maker gave out."""
 
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._ours = range(0)  # nobody has them, and nobody else gives them out
 
-def _facts(attempt: Attempt) -> "list[dict[str, Any]]":
-    names = os.listdir(os.path.join(attempt.path, FOLDER))
-    found = (rundir.read_json(os.path.join(attempt.place(name), FACTS)) for name in names)
-    return [facts for facts in found if facts is not None]
+    def take(self, count: int) -> int:
+        """Return the first of so many ids in a row that nobody has. Raises Refusal, OSError."""
+        if len(self._ours) < count:
+            self._ours = self._reserve(max(count, _AT_ONCE)) or self._reserve(count)
+        if not self._ours:
+            raise Refusal(UNAVAILABLE, "all user ids of the attempt are taken")
+        first = self._ours[0]
+        self._ours = self._ours[count:]
+        return first
+
+    def _reserve(self, count: int) -> range:
+        """Take so many from the file; none if there are not as many in a row."""
+        path = os.path.join(self._attempt.path, FOLDER, "next")
+        first = int((rundir.read_json(path) or {}).get("uid", _FIRST_ID))
+        if first + count > _LAST_ID:
+            first = _FIRST_ID  # those of long ago are gone by now, but for some
+            taken = self._taken()
+            while first + count <= _LAST_ID and not taken.isdisjoint(range(first, first + count)):
+                first += 1
+        if first + count > _LAST_ID:
+            return range(0)
+        rundir.write_json(path, {"uid": first + count})
+        return range(first, first + count)
+
+    def _taken(self) -> set[int]:
+        names = os.listdir(os.path.join(self._attempt.path, FOLDER))
+        found = (rundir.read_json(os.path.join(self._attempt.place(name), FACTS)) for name in names)
+        return {int(facts["uid"]) for facts in found if facts is not None}

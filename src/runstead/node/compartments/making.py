@@ -4,13 +4,13 @@ import os
 import select
 import time
 
-from runstead.node import rundir, syscalls
-from runstead.node.compartments.attempt import FACTS, Attempt
-from runstead.node.compartments.base import prepare_base
-from runstead.node.compartments.first import ENTERED, READY, become
-from runstead.node.compartments.identities import take_uids
+from runstead.node import rundir
+from runstead.node.compartments.attempt import FACTS
+from runstead.node.compartments.first import READY, become
+from runstead.node.compartments.furnishing import furnish
 from runstead.node.compartments.plan import Plan
 from runstead.node.compartments.removing import remove_all
+from runstead.node.compartments.workshop import Workshop
 from runstead.node.inside.refusal import UNAVAILABLE, Refusal
 
 TYPE_CHECKING = False
@@ -20,33 +20,34 @@ if TYPE_CHECKING:
 _READY_SECONDS = 30.0
 
 
-def make_all(wanted: "dict[str, None]", message: "dict[str, Any]", attempt: Attempt) -> "list[dict[str, Any]]":
+def make_all(wanted: "dict[str, None]", message: "dict[str, Any]", shop: Workshop) -> "list[dict[str, Any]]":
     """Make those that are missing, all or none; return the facts of all. Raises Refusal, OSError."""
-    found = {one: rundir.read_json(os.path.join(attempt.place(one), FACTS)) for one in wanted}
+    found = {one: rundir.read_json(os.path.join(shop.attempt.place(one), FACTS)) for one in wanted}
     missing = [one for one, facts in found.items() if facts is None]
     if missing:
-        prepare_base(attempt)
+        shop.base()
         try:
-            found.update(_make(missing, message, attempt))
+            found.update(_make(missing, message, shop))
         except BaseException:
-            remove_all(missing, attempt, unfinished=True)
+            remove_all(missing, shop, unfinished=True)
             raise
     return [found[one] or {} for one in wanted]
 
 
-def _make(ids: list[str], message: "dict[str, Any]", attempt: Attempt) -> "dict[str, dict[str, Any]]":
+def _make(ids: list[str], message: "dict[str, Any]", shop: Workshop) -> "dict[str, dict[str, Any]]":
     networks = dict(zip(message["ids"], message.get("networks") or [], strict=False))
     hosts = message.get("hosts")
-    uid = take_uids(attempt, len(ids))
-    opened = {kind: attempt.namespace(kind) for kind, _ in ENTERED}
-    if attempt.owner is not None:
-        opened["user"] = attempt.namespace("user")
+    uid = shop.identities.take(len(ids))
     plans: list[Plan] = []
-    for number, one in enumerate(ids):
-        network, _ = networks.get(one) or (None, None)
-        plans.append(Plan(one, uid + number, network, message["limits"], attempt, hosts))
-        plans[-1].prepare()
-    _start(plans, opened)
+    try:
+        for number, one in enumerate(ids):
+            network, _ = networks.get(one) or (None, None)
+            plans.append(Plan(one, uid + number, network, message["limits"], shop.attempt, hosts))
+            plans[-1].prepare(shop.undivided)
+        _start(plans, shop)
+    finally:
+        for plan in plans:
+            plan.close()
     made: dict[str, dict[str, Any]] = {}
     for plan in plans:
         _, address = networks.get(plan.name) or (None, None)
@@ -58,28 +59,37 @@ def _make(ids: list[str], message: "dict[str, Any]", attempt: Attempt) -> "dict[
             "at": time.time(),
             "confined": hosts is not None,
         }
-        rundir.write_json(os.path.join(attempt.place(plan.name), FACTS), made[plan.name])
+        rundir.write_json(os.path.join(shop.attempt.place(plan.name), FACTS), made[plan.name])
     return made
 
 
-def _start(plans: list[Plan], opened: dict[str, int]) -> None:
+def _start(plans: list[Plan], shop: Workshop) -> None:
     """Fork their first processes and return when all of them serve. Raises Refusal, OSError.
 
-    They are our children for as long as we live, which is not long, and then those of the attempt's first process.
+    Each begins where it is to be: what can be done about that before the fork is, for in a process that was just forked
+    all that is touched has to be copied first.
     """
-    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     ready, report = os.pipe()
-    for plan in plans:
-        syscalls.unshare(syscalls.CLONE_NEWPID)
-        if os.fork() == 0:
-            os.close(ready)
-            become(plan, opened, report)
-        syscalls.enter(ours, syscalls.CLONE_NEWPID)
-        plan.close()
-    os.close(ours)
-    os.close(report)
-    _await_ready(ready, len(plans))
-    os.close(ready)
+    try:
+        for plan in plans:
+            shop.base().make(plan.name, plan.uid + (plan.attempt.owner or 0))
+            try:
+                shop.crossing.become_separate(plan.network)
+                furnish(plan)
+                pid = os.fork()
+                if pid == 0:
+                    os.close(ready)
+                    become(plan, shop.crossing.users, report)
+            finally:
+                shop.crossing.come_back()
+            shop.note_first(plan.name, pid)
+        os.close(report)
+        report = -1
+        _await_ready(ready, len(plans))
+    finally:
+        os.close(ready)
+        if report >= 0:
+            os.close(report)
 
 
 def _await_ready(ready: int, count: int) -> None:

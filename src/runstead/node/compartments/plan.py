@@ -1,6 +1,7 @@
 """What has to be known of one compartment to make it, and what has to be open."""
 
 import os
+import socket
 
 from runstead.node import removal
 from runstead.node.compartments.attempt import BASE, Attempt
@@ -28,9 +29,15 @@ class Plan:
         self.group = attempt.group.below(name)
         # Of its network namespace; None: a new one, without a way out.
         self.network = None if network is None else os.open(network, os.O_RDONLY | os.O_CLOEXEC)
+        self.listener: socket.socket | None = None
+        self.groups: list[int] = []  # to be entered, in this order
+        self._opened: list[int] = []
 
-    def prepare(self) -> None:
-        """Make its directory and its control groups, and listen for it, while the machine's files are to be seen."""
+    def prepare(self, undivided: list[int]) -> None:
+        """Make its directory and its control groups, and listen for it, while the machine's files are to be seen.
+
+        `undivided` are control groups of the attempt that it is in beside its own.
+        """
         path = self.attempt.place(self.name)
         if os.path.exists(path):
             removal.delete_tree(path)
@@ -41,10 +48,12 @@ class Plan:
             memory_bytes=self.limits["memory_bytes"],
             pids_limit=self.limits["processes"] + _OWN_PROCESSES,
         )
-        self.groups = self.group.open()
+        self._opened = self.group.open()
+        self.groups = [*undivided, *self._opened]
 
     def close(self) -> None:
         """Close all of it."""
-        self.listener.close()
-        for fd in (*self.groups, *(() if self.network is None else (self.network,))):
+        if self.listener is not None:
+            self.listener.close()
+        for fd in (*self._opened, *(() if self.network is None else (self.network,))):
             os.close(fd)
