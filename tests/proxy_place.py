@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 from runstead.model.errors import NotFound
 from runstead.model.jobs import Initiator, Job, JobSpec, Phase, Stage
 from runstead.proxy.door import Door
+from runstead.proxy.forwarding import TrustedProxies
 from runstead.proxy.gate import Admitted, Gate
 from runstead.proxy.proxy import Proxy
 from runstead.services.exposure import Exposure, Gone, Onward, Visit
@@ -136,10 +137,10 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def proxy_to(port: int) -> AsyncGenerator[Place]:
+async def proxy_to(port: int, trusted: TrustedProxies | None = None) -> AsyncGenerator[Place]:
     """Serve with a proxy to what listens there; port 9000 is served by `application` in place of the job."""
     ways = Ways(port)
-    proxy = Proxy(cast(Exposure, ways), cast(Gate, ways), PortAddresses(), 60, native=Served())
+    proxy = Proxy(cast(Exposure, ways), cast(Gate, ways), PortAddresses(), 60, native=Served(), trusted=trusted)
     config = uvicorn.Config(application, log_config=None, lifespan="off", ws="none")
     config.load()
     state = ServerState()

@@ -101,11 +101,9 @@ def test_the_cookie_is_kept_from_scripts_and_other_sites(server: Server, strange
     assert "Secure" not in cookie  # this is http
     assert server.token not in cookie
     assert server.token not in str(answer.headers)
-    behind_tls = stranger.post(
-        "/login", {"token": server.token}, {"X-Forwarded-Proto": "https", "Origin": server.url.replace("http", "https")}
-    )
-    assert behind_tls.headers["set-cookie"].startswith("__Host-")
-    assert "Secure" in behind_tls.headers["set-cookie"]
+    # What anybody may write is not believed; with a trusted proxy: test_several_machines.py.
+    forged = stranger.post("/login", {"token": server.token}, {"X-Forwarded-Proto": "https"})
+    assert "Secure" not in forged.headers["set-cookie"]
 
 
 @pytest.mark.parametrize("token", ["", " ", "hf_wrong", "x" * 10_000, "\0", "é"])

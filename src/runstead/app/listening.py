@@ -12,12 +12,12 @@ import uvicorn
 from runstead.api.bodies import BodyProtocol
 from runstead.kit.loops import forever
 from runstead.model.errors import Unavailable
-from runstead.proxy.certificates import ServerTls
 from runstead.proxy.door import Door
 from runstead.proxy.listening import Listener
+from runstead.proxy.tls import ServerTls
 
 BACKLOG = 2048
-_CERTIFICATE_SECONDS = 60.0
+_CERTIFICATE_SECONDS = 2.0  # two looks at two files: nothing, against a client that meets an old certificate
 
 
 class Connection(Door, BodyProtocol):
@@ -70,7 +70,7 @@ async def run_http(http: uvicorn.Server, listeners: list[socket.socket], tls: Se
     protocol = partial(
         config.http_protocol_class, config=config, server_state=http.server_state, app_state=http.lifespan.state
     )
-    doors = [Listener(one, protocol, tls.context) for one in listeners]
+    doors = [Listener(one, protocol, tls.current) for one in listeners]
     refreshing = asyncio.create_task(forever("tls", partial(_refresh, tls)))
     await http.main_loop()
     for door in doors:

@@ -22,6 +22,7 @@ from runstead.app.server import Server
 from runstead.app.volumes import volume_notes
 from runstead.events.interface import LOGS, WORK, EventBus
 from runstead.events.local import LocalEventBus
+from runstead.kit.clock import SystemClock
 from runstead.kit.settings import Settings
 from runstead.mcp.face import with_mcp
 from runstead.stores.opening import open_database
@@ -93,6 +94,7 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
                 http=cast("type[asyncio.Protocol]", partial(Connection, proxy=server.proxy)),
                 ws="none",
                 lifespan="off",
+                proxy_headers=False,  # see runstead.proxy.forwarding
                 access_log=False,
                 log_config=None,
                 server_header=False,
@@ -101,13 +103,16 @@ async def _serve(settings: Settings, on_ready: Callable[[Started], None] | None,
                 backlog=BACKLOG,
             )
         )
-        tls = build_tls(settings)
+        tls = build_tls(settings, SystemClock())
         (settings.server.data_dir / URL_FILE).write_text(node_endpoint(settings, port), encoding="utf-8")
         serving = asyncio.create_task(run_http(http, listeners, tls))
         duties = [asyncio.create_task(duty) for duty in server.duties()]
         try:
             if on_ready is not None:
-                notes = (*capabilities.notes, *capabilities.missing, *volume_notes(settings, capabilities))
+                notes = (
+                    *(*capabilities.notes, *capabilities.missing, *volume_notes(settings, capabilities)),
+                    *(f"{one.text}; {one.remedy}" for one in (tls.shortcomings if tls is not None else ())),
+                )
                 on_ready(Started(server.url, owner.name, token, notes))
             stopped = asyncio.create_task(stopping.wait())
             await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from runstead.cli import client_checks, machine_checks, storage_checks
+from runstead.cli import client_checks, machine_checks, storage_checks, tls_checks
 from runstead.cli.findings import Finding, Level
 from runstead.cli.options import AsJson, with_setting_flags
 from runstead.cli.output import print_json
@@ -21,6 +21,8 @@ CHECKS: tuple[Callable[[Settings], list[Finding]], ...] = (
     machine_checks.executor,
     machine_checks.port,
     machine_checks.handed_over,
+    tls_checks.certificate,
+    tls_checks.names,
     lambda _: machine_checks.certificates(),
     lambda _: client_checks.client(),
     client_checks.endpoint,

@@ -84,6 +84,15 @@ def _targets(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    for network in value:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ValueError(f'should be addresses or networks such as "10.0.0.5" or "10.0.0.0/24": {error}') from error
+    return value
+
+
 def _endpoint(value: str) -> str:
     if value not in ("auto", "off") and not value.startswith(("http://", "https://")):
         raise ValueError('should be "auto", "off", or a URL that begins with http:// or https://')
@@ -147,8 +156,8 @@ class ServerSettings(Section):
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address to listen on. The default serves this machine alone: tokens travel unencrypted, so put "
-        "a TLS proxy in front before others may reach it.",
+        description="Address to listen on. The default serves this machine alone: tokens travel unencrypted, so set "
+        "`proxy.tls`, or put a TLS proxy in front, before others may reach it.",
     )
     port: int = Field(
         default=5627,
@@ -166,6 +175,12 @@ class ServerSettings(Section):
         default=None,
         description="The URL clients reach the server by, when it is not the address it listens on: behind a proxy, "
         "in a container. Used for every absolute link in an answer.",
+    )
+    trusted_proxies: Annotated[Names, AfterValidator(_networks)] = Field(
+        default=(),
+        description="Proxies in front of this server, as addresses or networks, such as `127.0.0.1, 10.0.0.0/24`. "
+        "Whose connection comes from there, of them `X-Forwarded-For` and `X-Forwarded-Proto` are believed: they say "
+        "who the client is, to jobs too, and that it spoke https. From everybody else these fields are ignored.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least important message the server's own log still shows."
@@ -356,8 +371,9 @@ class ProxySettings(Section):
     )
     certificate: Annotated[Path, AfterValidator(_path)] | None = Field(
         default=None,
-        description="File with the certificate and those up to its authority, in PEM. It should hold for the server's "
-        "name, the domain and `*.` in front of the domain. A file that changed is read again within a minute.",
+        description="File with the certificate and those up to its authority, in PEM. It should hold for the name in "
+        "`server.public_url` and for `*.` in front of the domain. When it is renewed, both files are read again within "
+        "seconds; while they are no pair, the one before stays in use.",
     )
     key: Annotated[Path, AfterValidator(_path)] | None = Field(
         default=None, description="File with the private key of the certificate, in PEM and without a password."

@@ -121,11 +121,18 @@ class Backends:
             raise
         return backend
 
-    async def open(self, host: str, port: int) -> Backend:
-        """Return a connection to an address that is no job's. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        _, backend = await loop.create_connection(lambda: Backend((), self._forget), host, port)
-        return backend
+    async def open(self, made: socket, address: tuple[str, int]) -> Backend:
+        """Return a connection to an address that is no job's, by a socket that is bound already. Raises OSError."""
+
+        async def connect() -> socket:
+            try:
+                await asyncio.get_running_loop().sock_connect(made, address)
+            except BaseException:
+                made.close()
+                raise
+            return made
+
+        return await self.take((), connect, fresh=True)
 
     def keep(self, backend: Backend) -> None:
         """Keep a connection for the next request."""

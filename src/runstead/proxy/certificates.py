@@ -1,4 +1,4 @@
-"""Certificates for https: given as files, or made here by an authority of this server's own.
+"""Certificates for https that are made here, by an authority of this server's own.
 
 The authority is made once and lives in the data directory; whoever trusts its certificate trusts what this server
 shows. The certificate of the server is made anew when its names change or its end comes near.
@@ -7,7 +7,6 @@ shows. The certificate of the server is made anew when its names change or its e
 import contextlib
 import ipaddress
 import os
-import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -105,31 +104,6 @@ class OwnCertificates:
             .not_valid_before(now - _EARLIER)
             .not_valid_after(now + timedelta(days=days))
         )
-
-
-class ServerTls:
-    """What https is spoken with, kept up to date while the server runs."""
-
-    def __init__(self, certificate: Path, key: Path, own: tuple[OwnCertificates, Sequence[str]] | None = None) -> None:
-        """With `own` the files are those of its authority. Raises Unavailable for files that cannot be used."""
-        self._files = certificate, key
-        self._own = own
-        self._seen: tuple[int, ...] = ()
-        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.context.set_alpn_protocols(["http/1.1"])
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Make the certificate anew if need be, and read files that changed. Raises Unavailable."""
-        try:
-            if self._own is not None:
-                self._own[0].ensure(self._own[1])
-            seen = tuple(path.stat().st_mtime_ns for path in self._files)
-            if seen != self._seen:
-                self.context.load_cert_chain(*self._files)
-                self._seen = seen
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"the certificate or its key cannot be used: {error}: {self._files[0]}") from error
 
 
 def names_of(domain: str | None, *hosts: str) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any, Protocol, cast
 from runstead.model.errors import Invalid, RunsteadError
 from runstead.proxy import answers
 from runstead.proxy.exchange import Exchange
-from runstead.proxy.heads import MAX_HEAD_BYTES, BadMessage, RequestHead
+from runstead.proxy.forwarding import TrustedProxies
+from runstead.proxy.heads import MAX_HEAD_BYTES, BadMessage, Field, RequestHead
 from runstead.proxy.own import OwnRequests
 from runstead.proxy.tunnels import Tunnel
 from runstead.services.exposure import PortError, Visit
@@ -39,6 +40,14 @@ class _Partner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """Where a connection comes from."""
+
+    client: tuple[str, int] | None
+    passed_on: bool  # by a proxy that is trusted to say whose requests they are
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A request that is not for the server's own application. Without an address it is a CONNECT to ourselves."""
 
@@ -46,14 +55,20 @@ class Found:
     address: PortAddress | None
     host: str
     secure: bool
+    client: str  # the address it came from
 
 
 class Middle(Protocol):
     """What all connections share."""
 
     doors: "set[Door]"
+    trusted: TrustedProxies
 
-    def find(self, data: bytes, end: int, secure: bool, transport: asyncio.Transport) -> Found | None:
+    def arrival(self, client: tuple[str, int] | None) -> Arrival:
+        """Say where a connection from this address comes from."""
+        ...
+
+    def find(self, door: "Door", data: bytes, end: int) -> Found | None:
         """Say whom a request is for: None for the server itself. Raises BadMessage for one that is malformed."""
         ...
 
@@ -93,6 +108,8 @@ class Door(OwnRequests):
         """See asyncio."""
         super().connection_made(cast("asyncio.Transport", transport))
         self.transport.set_write_buffer_limits(_BUFFERED_BYTES)
+        arrived = self._proxy.arrival(self.client)
+        self.client, self.passed_on = arrived.client, arrived.passed_on
         self._proxy.doors.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -164,7 +181,7 @@ class Door(OwnRequests):
             return
         self._held = b""
         try:
-            found = self._proxy.find(data, end + 4, self._secure, self.transport)
+            found = self._proxy.find(self, data, end + 4)
         except BadMessage as error:
             self._refuse(error)
             return
@@ -193,7 +210,8 @@ class Door(OwnRequests):
         self._deciding = self.loop.create_task(decide())
 
     @property
-    def _secure(self) -> bool:
+    def secure(self) -> bool:
+        """Whether the connection itself is encrypted."""
         return self.scheme == "https"
 
     # What a decision leads to. Each is the end of the deciding.
@@ -318,3 +336,10 @@ class Door(OwnRequests):
     def names_port(self) -> bool:
         """See OwnRequests."""
         return self._proxy.names_port(self.url, self.headers)
+
+    def origin(self, fields: list[Field]) -> tuple[str, bool]:
+        """See OwnRequests."""
+        client = self.client[0] if self.client is not None else "unknown"
+        if not self.passed_on:
+            return client, self.secure
+        return self._proxy.trusted.origin(fields, client, secure=self.secure)

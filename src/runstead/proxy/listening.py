@@ -21,8 +21,9 @@ class Listener:
     """Accepts connections on one socket."""
 
     def __init__(
-        self, listening: socket.socket, protocol: Callable[[], asyncio.Protocol], context: ssl.SSLContext
+        self, listening: socket.socket, protocol: Callable[[], asyncio.Protocol], context: Callable[[], ssl.SSLContext]
     ) -> None:
+        """Ask for `context` at each connection: certificates are renewed."""
         self._listening = listening
         self._protocol = protocol
         self._context = context
@@ -82,7 +83,7 @@ class Listener:
         try:
             if secure:
                 await self._loop.connect_accepted_socket(
-                    self._protocol, connection, ssl=self._context, ssl_handshake_timeout=_HANDSHAKE_SECONDS
+                    self._protocol, connection, ssl=self._context(), ssl_handshake_timeout=_HANDSHAKE_SECONDS
                 )
             else:
                 await self._loop.connect_accepted_socket(self._protocol, connection)

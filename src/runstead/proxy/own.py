@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from runstead.proxy import answers
+from runstead.proxy.heads import Field
 from runstead.proxy.native import VISIT
 from runstead.services.exposure import Visit
 
@@ -23,6 +24,7 @@ class OwnRequests(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self.lingers = False  # the last answer was sent; what still comes is read and dropped
         self.own = False  # the request in hand is the server's own
+        self.passed_on = False  # the connection comes from a proxy that is trusted
         self._judged = False  # somebody looked at the head that uvicorn is about to read
         self._parsing: object = None  # the parser that is inside of a request
         self._native: tuple[Visit, bytes] | None = None
@@ -37,6 +39,10 @@ class OwnRequests(HttpToolsProtocol):
 
     def names_port(self) -> bool:
         """Say whether the request whose head uvicorn has read is for a port of a job."""
+        raise NotImplementedError
+
+    def origin(self, fields: list[Field]) -> tuple[str, bool]:
+        """Return the address of who sent a request with these fields, and whether it was by https."""
         raise NotImplementedError
 
     # What it may ask
@@ -92,10 +98,13 @@ class OwnRequests(HttpToolsProtocol):
         self._judged = False
         self._served = True
         self.cycle.transport = cast("asyncio.Transport", self._writing)
+        scope = cast("dict[str, Any]", self.scope)
+        if self.passed_on:
+            client, secure = self.origin(self.headers)
+            scope["client"], scope["scheme"] = (client, 0), "https" if secure else "http"
         if self._native is not None:
             visit, target = self._native
             path, _, query = target.partition(b"?")
-            scope = cast("dict[str, Any]", self.scope)
             scope["path"], scope["raw_path"], scope["query_string"] = _decoded(path), path, query
             scope.setdefault("extensions", {})[VISIT] = visit
 

@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import re
+import socket
+from dataclasses import dataclass
 
 import structlog
 
 from runstead.model.errors import RunsteadError
 from runstead.proxy import answers
 from runstead.proxy.backends import Backends, Connect, Key
-from runstead.proxy.door import Door, Found
+from runstead.proxy.door import Arrival, Door, Found
 from runstead.proxy.exchange import Exchange
+from runstead.proxy.forwarding import TrustedProxies
 from runstead.proxy.gate import Admitted, Elsewhere, Gate
 from runstead.proxy.heads import BadMessage, RequestHead, read_request
 from runstead.proxy.native import Native, Onward
@@ -27,6 +30,7 @@ _IDLE_SECONDS = 75.0  # until the next request begins
 _LINGER_SECONDS = 5.0  # for the next piece of an upload that was answered already, on a connection that is to end
 _LINGER_MOST_SECONDS = 30.0  # for all of it
 _STALLED_SECONDS = 300.0  # of a client that neither sends what it announced nor reads what it asked for
+_ARRIVAL_SECONDS = 120.0  # within which a connection to ourselves says something, or is dropped
 _RECHECK_SECONDS = 30.0  # how often what lasts is checked again against tokens and ports
 
 _PATH = PREFIX.encode()
@@ -34,6 +38,14 @@ _UNUSUAL = (_PATH, b"http://", b"https://", b"HTTP://", b"HTTPS://")
 # Enough to tell most requests of the server's own apart without reading their heads.
 _LOOKS_NAMED = re.compile(rb"\r\nhost:[ \t]*[0-9a-f]{24}--[0-9]", re.IGNORECASE)
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Connect:
+    """A connection to ourselves that is on its way."""
+
+    client: tuple[str, int] | None  # who asked for it
+    since: float
 
 
 class Proxy:
@@ -47,6 +59,7 @@ class Proxy:
         answer_seconds: float,
         native: Native | None = None,
         own_hosts: frozenset[str] = frozenset(),
+        trusted: TrustedProxies | None = None,
     ) -> None:
         self.doors: set[Door] = set()
         self._exposure = exposure
@@ -55,21 +68,30 @@ class Proxy:
         self._answer_seconds = answer_seconds
         self._native = native
         self._own_hosts = own_hosts
+        self.trusted = trusted or TrustedProxies()
         self._backends = Backends()
         self._tasks: set[asyncio.Task[None]] = set()
         self._checked: dict[Door, float] = {}
+        self._connects: dict[tuple[str, int], _Connect] = {}  # by the address under which they arrive here
         exposure.when_changed(self._ports_changed)
 
     # Which requests are for ports
 
-    def find(self, data: bytes, end: int, secure: bool, transport: asyncio.Transport) -> Found | None:
+    def arrival(self, client: tuple[str, int] | None) -> Arrival:
+        """Say where a connection from this address comes from: a CONNECT to ourselves comes from who sent that."""
+        through = self._connects.pop(client, None) if client is not None else None
+        if through is not None:
+            return Arrival(through.client, passed_on=False)
+        return Arrival(client, passed_on=client is not None and client[0] in self.trusted)
+
+    def find(self, door: Door, data: bytes, end: int) -> Found | None:
         """Say whom a request is for: None for the server itself. Raises BadMessage for one that is malformed."""
         blank = data.find(b" ", 0, 40) + 1
         if not data.startswith(_UNUSUAL, blank) and not _LOOKS_NAMED.search(data, 0, end) and data[:8] != b"CONNECT ":
             return None
         head = read_request(data, end)
         if head.method == b"CONNECT":
-            return self._connect(head, secure)
+            return self._connect(head)
         host, target = head.host, head.target
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is not None:
@@ -79,8 +101,9 @@ class Proxy:
         address = self._addresses.of_host(name, target.decode("latin-1"))
         address = address or self._addresses.of_target(target.decode("latin-1"))
         if address is not None:
-            return Found(head, address, name, secure)
-        if absolute is not None and not self._is_own(name, transport):
+            client, secure = door.origin(head.fields)
+            return Found(head, address, name, secure, client)
+        if absolute is not None and not self._is_own(name, door.transport):
             raise BadMessage(f"this server passes requests on to the ports of its jobs alone, not to {name[:100]}", 403)
         return None
 
@@ -91,11 +114,11 @@ class Proxy:
         host = next((value for name, value in fields if name == b"host"), b"")
         return b"--" in host and self._addresses.of_host(host.decode("latin-1"), "/") is not None
 
-    def _connect(self, head: RequestHead, secure: bool) -> Found:
+    def _connect(self, head: RequestHead) -> Found:
         host = head.target.decode("latin-1")
         if self._addresses.of_host(host, "/") is None:
             raise BadMessage(f"this server connects to the ports of its jobs alone, not to {host[:100]}", 403)
-        return Found(head, None, host, secure)
+        return Found(head, None, host, secure=False, client="")
 
     def _is_own(self, name: str, transport: asyncio.Transport) -> bool:
         address = transport.get_extra_info("sockname")
@@ -123,7 +146,7 @@ class Proxy:
             if onward is None:
                 door.serve_native(self._native.app, visit, address.target.encode("latin-1"), data)
                 return
-        passage = self._passage(door, found, outcome, address, onward)
+        passage = self._passage(found, outcome, address, onward)
         target = (onward.target if onward is not None else address.target).encode("latin-1")
         way = self._way(visit, onward)
         exchange = Exchange(door, head, body, target, passage, visit, self._backends, way)
@@ -141,15 +164,12 @@ class Proxy:
             return onward.key, onward.connect
         return (visit.job.id, str(visit.job.attempt), str(visit.port)), lambda: self._exposure.connect(visit)
 
-    def _passage(
-        self, door: Door, found: Found, admitted: Admitted, address: PortAddress, onward: Onward | None
-    ) -> Passage:
-        client = door.client[0] if door.client else "unknown"
+    def _passage(self, found: Found, admitted: Admitted, address: PortAddress, onward: Onward | None) -> Passage:
         return Passage(
             prefix=address.prefix.encode("latin-1"),
             host=found.host.encode("latin-1"),
             scheme=b"https" if found.secure else b"http",
-            client=client.encode(),
+            client=found.client.encode(),
             authorized=admitted.authorized or onward is not None,
             without=onward.without if onward is not None else frozenset(),
             crossing=admitted.crossing,
@@ -158,7 +178,12 @@ class Proxy:
     async def _join_ourselves(self, door: Door) -> None:
         """Answer a CONNECT by a way to where this very server listens, which knows TLS and every host's name."""
         host, port = door.transport.get_extra_info("sockname")[:2]
-        backend = await self._backends.open(host, port)
+        made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        made.setblocking(False)
+        made.bind((host, 0))
+        own = made.getsockname()[:2]
+        self._connects[own] = _Connect(door.client, self._now())  # before it arrives: it must not count as our own
+        backend = await self._backends.open(made, (host, port))
         door.transport.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         tunnel = Tunnel(door.transport, backend)
         early = door.join(tunnel, None)
@@ -211,6 +236,8 @@ class Proxy:
         """Close what waited too long, and end what may not go on: its token is revoked, its port closed."""
         now = self._now()
         self._backends.sweep()
+        for own in [own for own, one in self._connects.items() if now - one.since > _ARRIVAL_SECONDS]:
+            del self._connects[own]
         for door in list(self.doors):
             self._look_at(door, now)
         for door in [door for door in self._checked if door not in self.doors or door.visit is None]:
