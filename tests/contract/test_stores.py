@@ -203,6 +203,26 @@ class TestAdd:
         job = await store.add(new_job())
         assert await store.sealed_secrets(job.id) is None
 
+    async def test_several_are_stored_as_each_by_itself(self, store: SqlJobStore) -> None:
+        spec = JobSpec(command=("x",), flavor="f", docker_image="i", labels={"a": "1", "b": "2"}, secret_names=("S",))
+        new = [new_job(spec=spec, sealed_secrets=bytes([number])) for number in range(3)]
+        new.append(new_job(labels={"c": "3"}))
+        added = await store.add_all(new)
+        assert ids(added) == [one.id for one in new]
+        assert [await store.get(job.id) for job in added] == added
+        assert [await store.sealed_secrets(job.id) for job in added] == [b"\0", b"\1", b"\2", None]
+        found = await store.page("alice", JobFilter(labels={"a": "1", "b": "2"}), None, 10)
+        assert ids(found) == ids(added[2::-1])
+        assert [len(await store.history(job.id)) for job in added] == [1] * 4
+
+    async def test_of_several_all_are_stored_or_none(self, store: SqlJobStore) -> None:
+        there = await store.add(new_job())
+        new = [new_job(), new_job(id=there.id), new_job()]
+        with pytest.raises(Conflict, match=new[0].id):
+            await store.add_all(new)
+        assert await store.get(new[0].id) is None and await store.get(new[2].id) is None
+        assert await store.count("alice", JobFilter()) == 1
+
     async def test_the_same_id_twice_is_a_conflict_that_changes_nothing(self, store: SqlJobStore) -> None:
         job = await store.add(new_job(labels={"a": "1"}))
         with pytest.raises(Conflict, match=job.id):

@@ -1,8 +1,9 @@
 """What this server does with sandboxes beyond the Hub: forks. Their own protocol is spoken elsewhere, at their port."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Path, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from runstead.api.auth import CallerOf
@@ -23,7 +24,7 @@ class ForkRequest(BaseModel):
 
 async def fork(
     request: Request, namespace: Namespace, job_id: SandboxId, caller: CallerOf, body: ForkRequest
-) -> dict[str, Any]:
+) -> Response:
     """Make sandboxes that begin with the files of this one, as they are now. Not a route of the Hub."""
     made = await context(request).forking.fork(caller, namespace, job_id, body.count)
-    return {"jobs": jobs_json(request, made)}
+    return JSONResponse({"jobs": jobs_json(request, made)})

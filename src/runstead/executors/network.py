@@ -33,7 +33,7 @@ from runstead.node import cgroups, syscalls
 
 _BRIDGE_PREFIX, _PORT_PREFIX = "rsb", "rsv"
 _READY = 4  # namespaces kept ready; a busy executor makes more while jobs start
-_REUSED = 64  # at most so many are kept to be used again
+_REUSED = 128  # at most so many are kept to be used again; each holds some 130 KB of the machine's memory
 _UNCLAIMED_SECONDS = 60.0
 _LOOK_SECONDS = 60.0  # between two looks at what names mean that jobs may reach
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")

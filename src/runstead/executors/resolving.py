@@ -4,28 +4,37 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-_UPSTREAM_RESOLVERS = Path("/run/systemd/resolve/resolv.conf")
+_RESOLVERS, _UPSTREAM_RESOLVERS = "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
 # Replaced for each job, in the text of its files.
 _HOST_NAME, _HOST_ADDRESS, _MORE_HOSTS = "@hostname@", "@address@", "@hosts@"
 
 
 def network_files(private_network: bool) -> list[list[str]]:
-    """Return [path, text] of the files by which programs find names."""
+    """Return [path, text] of the files by which programs find names.
+
+    For each attempt that starts: this only looks whether the machine's own have changed.
+    """
+    files = _network_files(private_network, _stamp(_RESOLVERS), _stamp(_UPSTREAM_RESOLVERS))
+    return [list(file) for file in files]
+
+
+@lru_cache(maxsize=4)
+def _network_files(private_network: bool, *_stamps: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
     hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
     hosts += f"{_HOST_ADDRESS if private_network else '127.0.1.1'} {_HOST_NAME}\n{_MORE_HOSTS}"
-    return [
-        ["/etc/hosts", hosts],
-        ["/etc/hostname", f"{_HOST_NAME}\n"],
-        ["/etc/resolv.conf", resolver_text(private_network)],
-    ]
+    return (
+        ("/etc/hosts", hosts),
+        ("/etc/hostname", f"{_HOST_NAME}\n"),
+        ("/etc/resolv.conf", resolver_text(private_network)),
+    )
 
 
 def resolver_text(private_network: bool) -> str:
     """Return a resolv.conf that works for jobs: a resolver on the machine's loopback is out of a network's reach."""
-    text = _read(Path("/etc/resolv.conf"))
+    text = _read(Path(_RESOLVERS))
     if not private_network or any(not _is_loopback(server) for server in nameservers(text)):
         return text
-    upstream = _read(_UPSTREAM_RESOLVERS)
+    upstream = _read(Path(_UPSTREAM_RESOLVERS))
     return upstream if nameservers(upstream) else text
 
 
@@ -49,17 +58,16 @@ def _is_loopback(address: str) -> bool:
 
 
 def _read(path: Path) -> str:
-    """Return the text of a file, empty when there is none; for each attempt that starts it only looks for changes."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a third of what the method takes
-    except OSError:
-        return ""
-    return _read_as_of(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
-
-
-@lru_cache(maxsize=4)
-def _read_as_of(path: Path, stamp: tuple[int, ...]) -> str:  # noqa: ARG001 - what was read once holds for its stamp
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """Return what is another when a file has changed."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a string)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

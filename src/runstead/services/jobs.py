@@ -1,6 +1,6 @@
 """What users do with jobs: submit, look, label, cancel, run again."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
@@ -169,6 +169,7 @@ class Jobs:
         """Return an accepted job as it is about to be stored."""
         now = self._clock.now()
         job_id = new_id(now)
+        names = tuple(sorted(secrets))
         return NewJob(
             id=job_id,
             namespace_id=owner.id,
@@ -176,7 +177,7 @@ class Jobs:
             namespace_kind=owner.kind,
             created_by_id=user.id,
             created_by=user.name,
-            spec=replace(spec, secret_names=tuple(sorted(secrets))),
+            spec=spec if spec.secret_names == names else replace(spec, secret_names=names),
             initiator=initiator,
             created_at=now,
             message="queued",
@@ -202,6 +203,32 @@ class Jobs:
             return await self._settled(
                 job, changed, lambda now: now.stage is not Stage.SCHEDULING or self._admission.is_blocked(flavor)
             )
+
+    async def enter_all(self, new: Sequence[NewJob]) -> list[Job]:
+        """Have jobs of one flavor stored, all or none, and return them as they stand a moment later, as `enter` does.
+
+        They have no idempotency key. Raises Conflict for ports that they cannot have beside each other, or others.
+        """
+        if len(new) == 1:
+            return [await self.enter(new[0], lambda: self._store.add(new[0]))]
+        with self._events.subscribe(JOBS) as changed:
+            async with self._ports.reserved(*new):
+                jobs = await self._store.add_all(new)
+            for job in jobs:
+                self._admission.joined(job)
+            self._events.publish(QUEUE)
+            stand = {job.id: job for job in jobs}
+            waiting = set(stand)
+            deadline = self._clock.now().timestamp() + _ANSWER_AFTER_SECONDS
+            while waiting and not self._admission.is_blocked(jobs[0].spec.flavor):
+                left = deadline - self._clock.now().timestamp()
+                if left <= 0:
+                    break
+                for job_id in await changed.wait(left) & waiting:
+                    job = stand[job_id] = await self._store.get(job_id) or stand[job_id]
+                    if job.stage is not Stage.SCHEDULING:
+                        waiting.remove(job_id)
+        return list(stand.values())
 
     def reserved(self, new: NewJob) -> AbstractAsyncContextManager[None]:
         """Hold what a job alone may have while it is stored. Raises Conflict."""

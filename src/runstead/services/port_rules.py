@@ -1,7 +1,7 @@
 """Which ports a job may expose, and which it shares with others."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -10,6 +10,8 @@ from runstead.model.errors import Conflict, Invalid, TooLarge, Unsupported
 from runstead.model.jobs import JobSpec, NewJob
 from runstead.model.ports import HIGHEST_PORT, MAX_PORTS, Ports
 from runstead.stores.interface import JobStore
+
+Claim = tuple[Ports, str, str, str | None]  # ports, job, namespace, idempotency key
 
 
 class PortRules:
@@ -45,28 +47,33 @@ class PortRules:
         return replace(spec, ports=self.check(spec.ports))
 
     @asynccontextmanager
-    async def reserved(self, new: NewJob) -> AsyncGenerator[None]:
-        """Hold the ports of a job while it is stored. Raises Conflict if another job exposes one of them.
+    async def reserved(self, *new: NewJob) -> AsyncGenerator[None]:
+        """Hold the ports of jobs while they are stored. Raises Conflict if another job exposes one of them.
 
         A job that is asked for again, by its idempotency key, is no other job.
         """
-        async with self._held(new.spec.ports, new.id, new.namespace, new.idempotency_key):
+        async with self._held([(one.spec.ports, one.id, one.namespace, one.idempotency_key) for one in new]):
             yield
 
     @asynccontextmanager
     async def changed(self, job_id: str, ports: Ports) -> AsyncGenerator[None]:
         """Hold the ports that a job shall have while they are stored. Raises Conflict as `reserved` does."""
-        async with self._held(ports, job_id, "", None):
+        async with self._held([(ports, job_id, "", None)]):
             yield
 
     @asynccontextmanager
-    async def _held(self, ports: Ports, job_id: str, namespace: str, key: str | None) -> AsyncGenerator[None]:
-        if self._capabilities.private_network or not ports:
+    async def _held(self, claims: Sequence[Claim]) -> AsyncGenerator[None]:
+        if self._capabilities.private_network or not any(ports for ports, *_ in claims):
             yield
             return
         async with self._reserving:
-            if key is None or await self._store.keyed(namespace, key) is None:
-                holders = await self._free(ports, job_id)
+            free = [
+                (job_id, ports, await self._free(ports, job_id))
+                for ports, job_id, namespace, key in claims
+                if key is None or await self._store.keyed(namespace, key) is None
+            ]
+            _check_apart(claims)
+            for job_id, ports, holders in free:
                 holders.update(dict.fromkeys(ports.exposed, job_id))
             yield
 
@@ -87,3 +94,16 @@ class PortRules:
                     "already; choose another port, or wait until that job is over"
                 )
         return self._holders
+
+
+def _check_apart(claims: Sequence[Claim]) -> None:
+    """Raise Conflict when two jobs that are stored together would expose the same port of the machine."""
+    seen: set[int] = set()
+    for ports, *_ in claims:
+        for port in ports.exposed:
+            if port in seen:
+                raise Conflict(
+                    f"expose.ports: jobs share this machine's network here, so only one of {len(claims)} can expose "
+                    f"port {port}; ask for one job"
+                )
+            seen.add(port)

@@ -5,7 +5,6 @@ They are kept once, in a snapshot that all forks share and none can change; what
 not carried over. Snapshots go when no job begins with them any more.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -61,8 +60,9 @@ class Forking:
         handle = Handle(job.handle["executor"], job.handle["version"], job.handle["data"])
         await self._executor.snapshot(handle, name)
         initiator = Initiator("user", caller.user.id, caller.user.name)
+        spec = replace(spec, secret_names=tuple(sorted(secrets)))  # the same for all: it is written out once
         drafts = [self._jobs.draft(caller.user, owner, spec, secrets, initiator) for _ in range(count)]
-        return await asyncio.gather(*(self._jobs.enter(new, lambda new=new: self._store.add(new)) for new in drafts))
+        return await self._jobs.enter_all(drafts)
 
     async def run(self) -> None:
         """Rest, then look."""

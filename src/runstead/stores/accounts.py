@@ -130,7 +130,7 @@ class SqlAccountStore(AccountStore):
 
     async def caller(self, digest: bytes) -> Caller | None:
         """Return who holds the token with that digest."""
-        rows = await self._database.read(lambda transaction: transaction.rows(_CALLER, {"digest": digest}))
+        rows = await self._database.look(lambda transaction: transaction.rows(_CALLER, {"digest": digest}))
         if not rows:
             return None
         user_at, organization_at = len(TOKEN_COLUMNS), len(TOKEN_COLUMNS) + len(ACCOUNT_COLUMNS)

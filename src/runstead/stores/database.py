@@ -148,7 +148,7 @@ Work = Callable[[Transaction], T]
 class Database(ABC):
     """One database, its threads and connections.
 
-    The functions given to it run in another thread, do nothing but database work, and change nothing outside: one
+    The functions given to it may run in another thread, do nothing but database work, and change nothing outside: one
     that is caught in a conflict with another transaction is run again from its start. What they raise is raised
     to the caller; the driver's errors arrive as those of `runstead.model.errors`. A caller that is cancelled
     stops waiting; its work is done whole or not at all.
@@ -165,6 +165,13 @@ class Database(ABC):
         It sees every write that was answered before. Each statement sees one state of the database; with
         `consistent`, all of them see the same.
         """
+
+    async def look(self, work: Work[T]) -> T:
+        """Run `work`, which finds a few rows by their keys and nothing else, as `read` does.
+
+        It may hold up the event loop for as long as that takes: less than another thread needs to begin.
+        """
+        return await self.read(work)
 
     @abstractmethod
     async def close(self) -> None:

@@ -62,6 +62,10 @@ class JobStore(ABC):
         """
 
     @abstractmethod
+    async def add_all(self, jobs: Sequence[NewJob]) -> list[Job]:
+        """Store several jobs as `add` does, all of them or none. They have no idempotency key."""
+
+    @abstractmethod
     async def get(self, job_id: str) -> Job | None:
         """Return the job, or None."""
 

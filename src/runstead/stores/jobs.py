@@ -98,15 +98,27 @@ class SqlJobStore(JobStore):
         except Conflict as error:
             raise Conflict(f"there is a job of that id already: {job.id}") from error
 
+    async def add_all(self, jobs: Sequence[NewJob]) -> list[Job]:
+        """Store several jobs in one transaction."""
+        rows = checked_rows(jobs)
+
+        def work(transaction: Transaction) -> list[Job]:
+            return [insert_job(transaction, job, row)[0] for job, row in zip(jobs, rows, strict=True)]
+
+        try:
+            return await self._database.write(work)
+        except Conflict as error:
+            raise Conflict(f"there is a job already of one of the ids: {jobs[0].id} and others") from error
+
     async def get(self, job_id: str) -> Job | None:
         """Return the job, or None."""
-        row = await self._database.read(lambda transaction: transaction.row(_BY_ID, {"id": job_id}))
+        row = await self._database.look(lambda transaction: transaction.row(_BY_ID, {"id": job_id}))
         return None if row is None else job_from(row)
 
     async def keyed(self, namespace: str, idempotency_key: str) -> Job | None:
         """Return the job that was stored with that key."""
         wanted = {"namespace": namespace, "idempotency_key": idempotency_key}
-        row = await self._database.read(lambda transaction: transaction.row(_BY_KEY, wanted))
+        row = await self._database.look(lambda transaction: transaction.row(_BY_KEY, wanted))
         return None if row is None else job_from(row)
 
     async def page(self, namespace: str, wanted: JobFilter, before_seq: int | None, limit: int) -> list[Job]:
@@ -133,7 +145,7 @@ class SqlJobStore(JobStore):
 
     async def sealed_secrets(self, job_id: str) -> bytes | None:
         """Return the sealed secrets."""
-        row = await self._database.read(lambda transaction: transaction.row(_SECRETS, {"id": job_id}))
+        row = await self._database.look(lambda transaction: transaction.row(_SECRETS, {"id": job_id}))
         return None if row is None else bytes(row[0])
 
     async def set_labels(self, job_id: str, labels: Mapping[str, str]) -> Job | None:
@@ -322,9 +334,18 @@ class SqlJobStore(JobStore):
 
 def checked_row(job: NewJob) -> dict[str, Any]:
     """Return the columns of a job about to be stored. Raises Invalid for what no database can keep."""
-    row = job_to(job)
-    reject_unstorable(row)
-    return row
+    return checked_rows([job])[0]
+
+
+def checked_rows(jobs: Sequence[NewJob]) -> list[dict[str, Any]]:
+    """Return the columns of each job, as `checked_row` does; faster where many are alike."""
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        alike = rows[-1] if rows and jobs[len(rows) - 1].spec is job.spec else None
+        row = job_to(job, alike)
+        reject_unstorable(row)
+        rows.append(row)
+    return rows
 
 
 def insert_job(transaction: Transaction, job: NewJob, row: Mapping[str, Any]) -> tuple[Job, bool]:

@@ -10,6 +10,7 @@ visits too.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import combinations, pairwise
 
@@ -25,9 +26,13 @@ class Intersection:
     digests: Sequence[bytes]
 
 
-def digests_of(namespace: str, labels: Mapping[str, str]) -> list[bytes]:
+def digests_of(namespace: str, labels: Mapping[str, str]) -> Sequence[bytes]:
     """Return the digests a job with these labels is kept under."""
-    pairs = sorted(labels.items())
+    return _digests_of(namespace, tuple(sorted(labels.items())))
+
+
+@lru_cache(maxsize=256)  # a job asks several times, and many at once often have the same
+def _digests_of(namespace: str, pairs: tuple[Label, ...]) -> Sequence[bytes]:
     digests = [_digest("1", namespace, [label]) for label in pairs]
     if len(pairs) > WIDE:
         digests.extend(_digest("wide", namespace, [label]) for label in pairs)

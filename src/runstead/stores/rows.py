@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Column
@@ -124,8 +125,8 @@ def job_from(row: Row) -> Job:
     )
 
 
-def job_to(job: NewJob) -> dict[str, Any]:
-    """Return the columns of a job about to be stored."""
+def job_to(job: NewJob, alike: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the columns of a job about to be stored; `alike` are those of one with the same specification."""
     return {
         "id": job.id,
         "namespace_id": job.namespace_id,
@@ -133,8 +134,8 @@ def job_to(job: NewJob) -> dict[str, Any]:
         "namespace_kind": job.namespace_kind,
         "created_by_id": job.created_by_id,
         "created_by": job.created_by,
-        "spec": spec_to(job.spec),
-        "labels": json_to(dict(job.spec.labels)),
+        "spec": spec_to(job.spec) if alike is None else alike["spec"],
+        "labels": json_to(dict(job.spec.labels)) if alike is None else alike["labels"],
         "stage": Stage.SCHEDULING.value,
         "phase": Phase.WAITING.value,
         "message": job.message,
@@ -208,6 +209,7 @@ def spec_to(spec: JobSpec) -> str:
     return json_to(value)
 
 
+@lru_cache(maxsize=128)  # a job is read several times in its life, and many at once often have the same
 def spec_from(stored: str, labels: str) -> JobSpec:
     """Return the specification in its two columns."""
     value = json_from(stored)

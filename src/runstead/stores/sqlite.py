@@ -2,7 +2,8 @@
 
 All writes go through one thread, which puts what is queued into one transaction: the cost of making it durable is
 shared by all who wait, and nobody is answered before it. Work that fails is undone alone. Readers have their own
-threads and connections and never wait for the writer (WAL). Several processes may use one file.
+threads and connections and never wait for the writer (WAL); what looks up a few rows takes one connection more, in the
+thread of the event loop. Several processes may use one file.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from runstead.model.errors import BackendFailure, Conflict, NotFound, RunsteadError, Unavailable
 from runstead.stores import schema
 from runstead.stores.database import Database, Statements, Transaction, Work
-from runstead.stores.workers import Task, Workers
+from runstead.stores.workers import CLOSED, Task, Workers
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class SqliteDatabase(Database):
             _prepare(path)
             self._writer = Workers("runstead-db-writer", lambda: _Writer(connect(path), statements), 1, _BATCH)
             self._readers = Workers("runstead-db-reader", lambda: _Reader(connect(path), statements), _READERS, 1)
+            self._looking = _Looking(connect(path), statements)
         except sqlite3.Error as error:
             raise translated(error, str(path)) from error
 
@@ -62,8 +64,18 @@ class SqliteDatabase(Database):
         """Run `work` in one of the readers."""
         return await self._readers.submit(work, writes=False, consistent=consistent)
 
+    async def look(self, work: Work[T]) -> T:
+        """Run `work` at once, or in one of the readers where it would have to wait."""
+        try:
+            return self._looking.perform(work)
+        except sqlite3.Error as error:
+            if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                return await self.read(work)
+            raise translated(error) from error
+
     async def close(self) -> None:
         """Finish what was begun and close the file."""
+        self._looking.close()
         await asyncio.to_thread(self._readers.close)
         await asyncio.to_thread(self._writer.close)
 
@@ -164,6 +176,26 @@ class _Reader:
         pass
 
     def close(self) -> None:
+        self._connection.close()
+
+
+class _Looking:
+    """Looks up rows for the event loop, and waits for nobody."""
+
+    def __init__(self, connection: sqlite3.Connection, statements: Statements) -> None:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA busy_timeout = 0")
+        self._connection = connection
+        self._transaction = Transaction(connection, statements)
+        self._closed = False
+
+    def perform(self, work: Work[T]) -> T:
+        if self._closed:
+            raise Unavailable(CLOSED)
+        return work(self._transaction)
+
+    def close(self) -> None:
+        self._closed = True
         self._connection.close()
 
 

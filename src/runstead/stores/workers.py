@@ -17,6 +17,8 @@ from runstead.stores.database import Transaction
 
 T = TypeVar("T")
 
+CLOSED = "the database is closed: this server is stopping"
+
 
 @dataclass(slots=True, eq=False)
 class Task:
@@ -73,7 +75,7 @@ class Workers:
     async def submit(self, work: Callable[[Transaction], T], *, writes: bool, consistent: bool = False) -> T:
         """Run `work` in one of the threads and wait for its answer."""
         if self._closed:
-            raise Unavailable("the database is closed: this server is stopping")
+            raise Unavailable(CLOSED)
         loop = asyncio.get_running_loop()
         task = Task(work, writes, consistent, loop.create_future(), loop)
         self._queue.put(task)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import pytest
@@ -25,8 +26,11 @@ def lose(monkeypatch: pytest.MonkeyPatch, answers: list[dict[str, Any] | None]) 
     """Answer the first starts so; the others take their way."""
     real = Launcher.ask
 
-    async def ask(self: Launcher, message: Mapping[str, object]) -> dict[str, Any] | None:
-        return answers.pop(0) if answers else await real(self, message)
+    async def ask(self: Launcher, message: Mapping[str, object], connection: socket) -> dict[str, Any] | None:
+        if not answers:
+            return await real(self, message, connection)
+        connection.close()
+        return answers.pop(0)
 
     monkeypatch.setattr(Launcher, "ask", ask)
 

@@ -72,6 +72,19 @@ async def test_who_comes_while_another_is_stored_waits_and_is_refused(store: Sql
         await second
 
 
+async def test_jobs_that_are_stored_together_are_held_apart_too(store: SqlJobStore) -> None:
+    rule = rules(store)
+    with pytest.raises(Conflict, match="only one of 2 can expose port 8000"):
+        async with rule.reserved(new_job(8000), new_job(8000)):
+            raise AssertionError
+    new = [new_job(8000), new_job(8001)]
+    async with rule.reserved(*new):
+        jobs = await store.add_all(new)
+    for job, port in zip(jobs, (8000, 8001), strict=True):
+        with pytest.raises(Conflict, match=job.id):
+            await create(rule, store, new_job(port))
+
+
 async def test_what_was_not_stored_holds_nothing(store: SqlJobStore) -> None:
     rule = rules(store)
     with pytest.raises(ValueError, match="no"):

@@ -124,6 +124,27 @@ async def test_a_reader_cannot_write(database: SqliteDatabase) -> None:
     assert await stored(database) == []
 
 
+async def test_a_look_sees_what_was_written_before_and_cannot_write(database: SqliteDatabase) -> None:
+    await database.write(adding(1))
+    assert await database.look(lambda transaction: transaction.rows(text("SELECT n FROM things"))) == [(1,)]
+    with pytest.raises(Unavailable):
+        await database.look(adding(2))
+    assert await stored(database) == [1]
+
+
+async def test_a_look_that_would_have_to_wait_waits_elsewhere(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        error = sqlite3.OperationalError("database is locked")
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise error
+
+    await database.write(adding(1))
+    monkeypatch.setattr(sqlite._Looking, "perform", busy)
+    assert await database.look(lambda transaction: transaction.rows(text("SELECT n FROM things"))) == [(1,)]
+
+
 async def test_a_reader_survives_work_that_breaks_its_transaction(database: SqliteDatabase) -> None:
     def breaking(transaction: Transaction) -> None:
         transaction.run(text("COMMIT"))

@@ -276,7 +276,7 @@ class Insides:
         if name in self._known and self._attempts.observe(name).state is not AttemptState.RUNNING:
             self.forget(name)
         if name not in self._known:
-            [seen, facts] = await asyncio.to_thread(lambda: (self._attempts.observe(name), self._attempts.facts(name)))
+            seen, facts = self._attempts.observe(name), self._attempts.facts(name)  # small files: a thread costs more
             if seen.state is not AttemptState.RUNNING:
                 raise NotRunning(f"the job does not run: {name}")
             if facts.get("inside") != agent.VERSION:
