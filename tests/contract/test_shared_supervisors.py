@@ -1,5 +1,6 @@
 """Forks that are made at once share a supervisor: what becomes of one of them is not the business of the others."""
 
+import asyncio
 import json
 import os
 import signal
@@ -39,6 +40,18 @@ def firsts(supervisor: int) -> dict[int, set[str]]:
             targets = [os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()]
             found[int(child)] = {Path(target).parent.name for target in targets if target.endswith("/lock")}
     return found
+
+
+async def test_a_supervisor_that_was_prepared_can_be_shared(site: Site) -> None:
+    rooms = await forks(site, 1)
+    places = [Path(place) for _kind, place in facts(site, rooms[0].handle)["cgroups"]]
+    await site.executor.snapshot(rooms[0].handle, "alice.again")
+    async with asyncio.timeout(30):
+        while not all(list(place.glob("spare-*")) for place in places):
+            await asyncio.sleep(0.01)
+    more = [await enter(site, snapshots=("alice.again",)) for _ in range(3)]
+    assert len({facts(site, one.handle)["supervisor"] for one in more}) == 1
+    assert all(facts(site, one.handle)["shared"] for one in more)
 
 
 async def test_they_share_one_and_have_nothing_of_each_other(site: Site) -> None:

@@ -10,6 +10,8 @@ import select
 import socket
 import sys
 
+from runstead.node import syscalls
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 def host(line: socket.socket, serve: "Callable[[socket.socket], None]") -> None:
     """Serve the connections that come over `line`; return when it is at its end and all are served."""
+    _allow_threads()
     ended, end = os.pipe()
     poll = select.poll()
     poll.register(line, select.POLLIN)
@@ -37,6 +40,16 @@ def host(line: socket.socket, serve: "Callable[[socket.socket], None]") -> None:
                 running += 1
             except RuntimeError:  # not one more thread; the other side sees the end, and asks for a supervisor alone
                 connection.close()
+
+
+def _allow_threads() -> None:
+    """Let children be in our own process namespace: while they are to be in another one no thread can begin.
+
+    That is so where a process 1 was forked ahead, which is of no use now.
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.enter(own, syscalls.CLONE_NEWPID)
+    os.close(own)
 
 
 def _next(line: socket.socket) -> socket.socket | None:
