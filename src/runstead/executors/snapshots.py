@@ -33,6 +33,17 @@ YOUNG_SECONDS = 600.0
 _COPY_SECONDS = 540.0  # less: what is older and unfinished was given up
 
 
+def check_name(name: str) -> None:
+    """Raise Invalid for what is no name of a snapshot."""
+    if not _NAME.fullmatch(name):
+        raise Invalid(f"not the name of a snapshot: {name[:100]!r}")
+
+
+def gone(name: str) -> Invalid:
+    """Return the error of who needs a snapshot that is not there."""
+    return Invalid(f"the files that this sandbox was to begin with are gone: {name}")
+
+
 class Snapshots:
     """The snapshots of one data directory. Every method blocks."""
 
@@ -66,7 +77,7 @@ class Snapshots:
         """Return where a snapshot is. Raises Invalid when it is gone."""
         path = self._path(name)
         if not os.path.isdir(path):  # noqa: PTH112 - for each attempt that starts, and less than half as long
-            raise Invalid(f"the files that this sandbox was to begin with are gone: {name}")
+            raise gone(name)
         return path
 
     def names(self) -> list[str]:
@@ -91,8 +102,7 @@ class Snapshots:
             removal.delete_tree(str(gone))
 
     def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise Invalid(f"not the name of a snapshot: {name[:100]!r}")
+        check_name(name)
         return self._folder / name
 
     def _tops(self, attempt: str, held: ExitStack) -> dict[str, int]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 INSTANCE = "runstead.instance"
 JOB = "runstead.job"
 ATTEMPT = "runstead.attempt"
+VARIABLES = (
+    "runstead.variables"  # names of those that we gave it, as JSON: what is made of it must not have their values
+)
 # A folder in containers that are only reached by the API, for what must outlive a server.
 STATE = "/.runstead"
 
@@ -58,7 +61,7 @@ class Engine:
         method: str,
         path: str,
         *,
-        query: "Mapping[str, str] | None" = None,
+        query: "Mapping[str, str | list[str]] | None" = None,
         body: object = None,
         seconds: float = _ANSWER_SECONDS,
     ) -> "Any":
@@ -144,17 +147,8 @@ class Engine:
         """Put an executable file into a container, which need not run."""
         entry = tarfile.TarInfo(path.lstrip("/"))
         entry.mode, entry.size = 0o755, len(program)
-        self._put(container, entry, program)
-
-    def put_folder(self, container: str, path: str) -> None:
-        """Put a directory into a container, where everybody may make what is their own."""
-        entry = tarfile.TarInfo(path.lstrip("/"))
-        entry.mode, entry.type = 0o1777, tarfile.DIRTYPE
-        self._put(container, entry, b"")
-
-    def _put(self, container: str, entry: tarfile.TarInfo, content: bytes) -> None:
         # No padding but the end's two blocks: podman reads no further, and takes the rest for an error.
-        padded = content + bytes(-len(content) % tarfile.BLOCKSIZE)
+        padded = program + bytes(-len(program) % tarfile.BLOCKSIZE)
         archive = entry.tobuf() + padded + bytes(2 * tarfile.BLOCKSIZE)
         target = f"/containers/{quote(container)}/archive"
         connection, _ = self._ask("PUT", target, {"path": "/"}, archive, {}, _ANSWER_SECONDS)
@@ -172,14 +166,14 @@ class Engine:
         self,
         method: str,
         path: str,
-        query: "Mapping[str, str] | None",
+        query: "Mapping[str, str | list[str]] | None",
         body: object,
         headers: "Mapping[str, str]",
         seconds: float,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = _Connection(self._path, seconds)
         try:
-            target = f"{path}?{urlencode(query)}" if query else path
+            target = f"{path}?{urlencode(query, doseq=True)}" if query else path
             raw = isinstance(body, bytes)
             data = body if raw or body is None else json.dumps(body).encode()
             kind = {} if data is None else {"Content-Type": f"application/{'x-tar' if raw else 'json'}"}

@@ -4,6 +4,7 @@ The log, the deadline, stop requests and the last word are those of every superv
 processes are the engine's, and that all that is done to them goes through its socket.
 """
 
+import json
 import os
 import select
 import signal
@@ -11,7 +12,7 @@ import socket
 import time
 
 from runstead.node import pause, processes, rundir
-from runstead.node.engine import ATTEMPT, INSTANCE, JOB, STATE, Engine, EngineError, Frames
+from runstead.node.engine import ATTEMPT, INSTANCE, JOB, STATE, VARIABLES, Engine, EngineError, Frames
 from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.entrance import Entrance
 from runstead.node.inside.ground import Ground
@@ -26,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_STATE_BYTES = 16 << 20
 _RETRY_SECONDS = 1.0  # while the engine does not answer, as when it is restarted
 _SETTLE_SECONDS = 0.05
 _DRAIN_SECONDS = 2.0  # for what the engine has not passed on yet when the container has ended
@@ -84,8 +86,6 @@ class EngineSupervisor(Supervisor):
             self._create()
             if not self._request.argv:
                 self._put_pause()
-            if not self._asked.entered:
-                self._engine.put_folder(self._asked.name, STATE)
             self._attached = self._engine.attach(self._asked.name)
             try:
                 self._engine.call("POST", f"/containers/{self._asked.name}/start")
@@ -177,6 +177,10 @@ class EngineSupervisor(Supervisor):
             ],
         }
         host |= asked.gpus
+        if (
+            not asked.entered
+        ):  # in memory: what is known of programs does not belong to the files that a fork begins with
+            host["Tmpfs"] = {STATE: f"rw,nosuid,nodev,mode=1777,size={_STATE_BYTES}"}
         if request.memory_bytes:
             host["Memory"] = host["MemorySwap"] = request.memory_bytes
         if request.cpu_millicores:
@@ -189,7 +193,12 @@ class EngineSupervisor(Supervisor):
             "Entrypoint": request.argv[:1] or [pause.PATH],
             "Cmd": request.argv[1:],
             "Env": [f"{name}={value}" for name, value in environment.items()],
-            "Labels": {INSTANCE: asked.instance, JOB: request.job_id, ATTEMPT: str(request.attempt)},
+            "Labels": {
+                INSTANCE: asked.instance,
+                JOB: request.job_id,
+                ATTEMPT: str(request.attempt),
+                VARIABLES: json.dumps(list(environment)),
+            },
             "AttachStdout": True,
             "AttachStderr": True,
             "HostConfig": host,
