@@ -12,11 +12,12 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 _NETWORK = "198.18.77"  # of the block for tests between networks (RFC 2544); no other namespace sees it
+_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # ends when the tests end, however that is
 _NEEDED = ("ip", "nsenter", "setpriv", "unshare")
 
 
@@ -55,18 +56,24 @@ class Machine:
         assert not check or done.returncode == 0, f"{self.name}: {' '.join(words)}: {done.stdout}{done.stderr}"
         return done
 
-    def python(self, code: str, environment: Mapping[str, str] = {}) -> str:
-        """Run a little Python with the libraries of the tests; return what it prints."""
-        return self.run(sys.executable, "-c", code, env=without_proxies(os.environ) | dict(environment)).stdout
+    def python(self, code: str, *words: str, trusts: Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run a little Python with the libraries of the tests, which trusts one authority."""
+        environment = without_proxies(os.environ) | {"SSL_CERT_FILE": str(trusts)}
+        return self.run(sys.executable, "-c", code, *words, check=check, env=environment)
 
-    def start(self, *words: str, stderr: int | IO[bytes] | None = None) -> "subprocess.Popen[str]":
-        """Start a program that lasts; it says something when it is ready, and ends with the machine."""
-        process = subprocess.Popen(
-            [*self.inside, *words], text=True, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL
-        )
+    def start(self, *words: str, says_when: bool = False, log: Path | None = None) -> None:
+        """Start a program that ends with the machine. One that `says_when` writes a line once it is ready."""
+        with (log or Path(os.devnull)).open("ab") as errors:
+            process = subprocess.Popen(
+                [*self.inside, *_WITH_US, *words],
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if says_when else errors,
+                stderr=None if says_when else errors,
+            )
         self.started.append(process)
-        assert process.stdout is not None and process.stdout.readline(), f"{words[0]} did not start on {self.name}"
-        return process
+        if says_when:
+            assert process.stdout is not None and process.stdout.readline(), f"{words[0]} failed on {self.name}"
 
     def close(self) -> None:
         """End all there is on it."""
@@ -84,9 +91,14 @@ class Network:
         self.folder = folder
         self.machines: list[Machine] = []
         self._switch = self._make("switch", f"{_NETWORK}.1")
-        self._switch.run("ip", "link", "add", "br0", "type", "bridge")
+        # An address of its own: else it changes as machines are added, and who knew the old one waits half a minute.
+        self._switch.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:01", "type", "bridge")
         self._switch.run("ip", "address", "add", f"{self._switch.address}/24", "dev", "br0")
         self._switch.run("ip", "link", "set", "br0", "up")
+        self._names = folder / "names"
+        self._names.touch()
+        program = str(Path(__file__).with_name("name_service.py"))
+        self._switch.start(sys.executable, program, self._switch.address, str(self._names), says_when=True)
 
     def machine(self, name: str) -> Machine:
         """Add a machine."""
@@ -98,11 +110,10 @@ class Network:
         self._switch.run("ip", "link", "set", made.name, "master", "br0", "up")
         return made
 
-    def serve_names(self, names: Mapping[str, Machine]) -> None:
-        """Answer for names, `*.` in front of them included where it is written, and for no others."""
-        program = str(Path(__file__).with_name("name_service.py"))
-        records = [f"{name}={machine.address}" for name, machine in names.items()]
-        self._switch.start(sys.executable, program, self._switch.address, *records)
+    def name(self, machine: Machine, *names: str) -> None:
+        """Let the name service know a machine by more names, `*.` in front of them included where it is written."""
+        with self._names.open("a") as file:
+            file.writelines(f"{name} {machine.address}\n" for name in names)
 
     def close(self) -> None:
         for machine in self.machines:
@@ -111,7 +122,7 @@ class Network:
     def _make(self, name: str, address: str) -> Machine:
         folder = self.folder / name
         folder.mkdir()
-        alone = ("unshare", "-n", "-m", "--propagation", "private", "setpriv", "--pdeathsig", "KILL")
+        alone = ("unshare", "-n", "-m", "--propagation", "private", *_WITH_US)
         words = (*alone, "sh", "-c", "echo made; exec sleep infinity")
         holder = subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert holder.stdout is not None and holder.stdout.readline() == "made\n"

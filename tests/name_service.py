@@ -1,9 +1,13 @@
-"""A name server for tests: `name_service.py ADDRESS [*.]NAME=IP ...`; it knows these names and no others."""
+"""A name server for tests: `name_service.py ADDRESS FILE`, where each line of the file is `[*.]NAME IP`.
+
+The file is read for each question. There are no other names.
+"""
 
 import socket
 import struct
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 _HEAD = struct.Struct(">6H")
 _ANSWERED, _NO_SUCH_NAME = 0x8580, 0x8583  # authoritative, as it should be asked
@@ -28,13 +32,13 @@ def answer(query: bytes, known: Mapping[str, str]) -> bytes:
 
 
 def main() -> None:
-    address, *records = sys.argv[1:]
-    known = dict(record.split("=") for record in records)
+    address, records = sys.argv[1:]
     with socket.socket(type=socket.SOCK_DGRAM) as listening:
         listening.bind((address, 53))
         print("ready", flush=True)
         while True:
             query, client = listening.recvfrom(4096)
+            known = dict(line.split() for line in Path(records).read_text().splitlines())
             listening.sendto(answer(query, known), client)
 
 
