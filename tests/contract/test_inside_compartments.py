@@ -99,6 +99,7 @@ async def test_a_program_in_a_compartment(host: Room) -> None:
     status = (await one.run("cat", "/proc/self/status")).out
     assert "NoNewPrivs:\t1" in status
     assert [line.split()[1] for line in status.splitlines() if line.startswith("Cap")] == ["0" * 16] * 5
+    assert (await one.shell("cat /proc/keys /proc/key-users /proc/timer_list /proc/kcore")).out == ""
     assert (await one.run("true", user="root")).ended == OK
     assert (await one.run("id", "-u", user="root")).out == f"{one.uid}\n"
     ran = await one.shell("tty; echo $TERM", terminal=TerminalSize(10, 80))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 EXIT_NOT_FOUND = 127
 EXIT_NOT_EXECUTABLE = 126
+# Signals that can be handled. As numbers, and once: to find out which there are takes as long as a start.
+_ORDINARY = tuple(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 def spawn(argv: list[str], environment: dict[str, str], output: int, user: "User | None" = None) -> int:
@@ -37,11 +39,10 @@ def spawn(argv: list[str], environment: dict[str, str], output: int, user: "User
 
 def spawn_with(argv: list[str], environment: dict[str, str], actions: "Sequence[tuple[Any, ...]]") -> int:
     """Do the same with file actions for posix_spawn."""
-    ordinary = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
     def start(path: str) -> int:
         return os.posix_spawn(
-            path, argv, environment, file_actions=actions, setsid=True, setsigmask=[], setsigdef=ordinary
+            path, argv, environment, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_ORDINARY
         )
 
     return _search(argv, environment, start)

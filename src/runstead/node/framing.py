@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LIMIT = 16 * 1024 * 1024
 
+_DECODER = json.JSONDecoder()  # json.loads would look at each message for its encoding
+
 
 def encode(message: Mapping[str, object]) -> bytes:
     """Return the bytes of one message."""
@@ -47,7 +49,7 @@ def receive(connection: socket.socket) -> "dict[str, Any] | None":
 
 def decode(body: bytes) -> "dict[str, Any]":
     """Return the message whose body this is. Raises ValueError for what is none."""
-    message: Any = json.loads(body)
+    message: Any = _DECODER.decode(body.decode())
     if message.__class__ is not dict:
         raise ValueError("a message is an object")
     return message

@@ -136,10 +136,7 @@ def load() -> bool:
     """
     if PROGRAM is None:
         return False
-    instructions = ctypes.create_string_buffer(PROGRAM, len(PROGRAM))
-    described = struct.pack("@HP", len(PROGRAM) // 8, ctypes.addressof(instructions))
-    holder = ctypes.create_string_buffer(described, len(described))
-    syscalls.prctl(syscalls.PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(holder))
+    syscalls.prctl(syscalls.PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(_DESCRIBED))
     return True
 
 
@@ -157,3 +154,6 @@ def _return(value: int) -> bytes:
 
 
 PROGRAM = assemble(os.uname().machine)
+# As the kernel wants to be told of it; made here, for processes that were just forked pay for whatever they make.
+_INSTRUCTIONS = ctypes.create_string_buffer(PROGRAM or b"")
+_DESCRIBED = ctypes.create_string_buffer(struct.pack("@HP", len(PROGRAM or b"") // 8, ctypes.addressof(_INSTRUCTIONS)))

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 READY = b"\0"
 
 
-def become(plan: Plan, users: int | None, report: int) -> "NoReturn":
+def become(plan: Plan, users: int | None, hidden: list[str], report: int) -> "NoReturn":
     """Be the first process of a compartment; does not return. We are that, in its namespaces and its home, already.
 
-    `users` is a user namespace to be entered. To `report` goes READY, or why it cannot be.
+    `users` is a user namespace to be entered, `hidden` what of /proc is not to be seen. To `report` goes READY, or why
+    it cannot be.
     """
     try:
         priority.raise_for(0)
         cgroups.enter_opened(plan.groups)
-        parts.processes_for_nobody("/proc")  # only from here can be seen who it is about
+        parts.processes_for_nobody("/proc", hidden)  # only from here can be seen who it is about
         _give_up_rights(plan, users)
         os.write(report, READY)
         _stay(plan)

@@ -79,7 +79,7 @@ def _start(plans: list[Plan], shop: Workshop) -> None:
                 pid = os.fork()
                 if pid == 0:
                     os.close(ready)
-                    become(plan, shop.crossing.users, report)
+                    become(plan, shop.crossing.users, shop.hidden, report)
             finally:
                 shop.crossing.come_back()
             shop.note_first(plan.name, pid)

@@ -9,6 +9,7 @@ from runstead.node.compartments.attempt import Attempt
 from runstead.node.compartments.base import Base
 from runstead.node.compartments.crossing import Crossing
 from runstead.node.compartments.identities import Identities
+from runstead.node.roots import parts
 
 
 class Workshop:
@@ -19,6 +20,7 @@ class Workshop:
         self.crossing = Crossing(attempt)
         self.identities = Identities(attempt)
         self.undivided = attempt.group.undivided().open()
+        self.hidden = parts.open_to_all("/proc")
         self._base: Base | None = None
         self._firsts: dict[str, int] = {}  # our children: the first processes of compartments that we made
 

@@ -72,16 +72,28 @@ def devices(root: str, more: list[str], owner: int | None, shared_memory_bytes: 
     syscalls.mount("devpts", dev + "/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
 
 
-def processes_for_nobody(proc: str) -> None:
-    """Do as `processes` does, for one who has neither capabilities nor files there of his own, in fewer steps."""
-    syscalls.mount("proc", proc, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+def open_to_all(proc: str) -> list[str]:
+    """Return what of this kernel's /proc tells everybody about the machine."""
+    found: list[str] = []
+    own = os.stat(proc).st_dev
     for name in _PROC_HIDDEN:
         try:
-            readable = os.stat(f"{proc}/{name}").st_mode & 0o004
+            known = os.stat(f"{proc}/{name}")
         except OSError:
             continue
-        if readable:
-            syscalls.mount("/dev/null", f"{proc}/{name}", None, MS_BIND)
+        if known.st_mode & 0o004 or known.st_dev != own:  # something else is shown there: what is below cannot be told
+            found.append(name)
+    return found
+
+
+def processes_for_nobody(proc: str, hidden: list[str]) -> None:
+    """Do as `processes` does, for one who has neither capabilities nor files there of his own, in fewer steps.
+
+    `hidden` is what `open_to_all` says of the machine's.
+    """
+    syscalls.mount("proc", proc, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for name in hidden:
+        syscalls.mount("/dev/null", f"{proc}/{name}", None, MS_BIND)
 
 
 def processes(proc: str) -> None:
