@@ -1,5 +1,6 @@
 """A certificate authority that is not the server's: a root that clients trust, and one below it that issues."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ class Pair:
         """Become another pair as a client of ACME does it: each file is replaced, one after the other."""
         for mine, theirs in ((self.certificate, source.certificate), (self.key, source.key)):
             fresh = mine.with_suffix(".fresh")
-            fresh.write_bytes(theirs.read_bytes())
+            shutil.copy2(theirs, fresh)
             fresh.replace(mine)
 
 

@@ -6,17 +6,20 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
 import pytest
 from websockets.sync.client import connect
 
+from authorities import Authority, Pair
 from clients import Client, Server, eventually, make_client
 
 APP = Path(__file__).parents[1] / "ports_app.py"
 DOMAIN = "hf-jobs.localhost"
+Start = Callable[[Pair], "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +147,55 @@ def test_given_files(server: Server, authority: str, tmp_path: Path) -> None:
     trust = ssl.create_default_context(cafile=authority)
     assert httpx2.get(f"https://localhost:{other.port}/healthz", verify=trust, trust_env=False).status_code == 200
     other.stop()
-    wrong = environment | {"RUNSTEAD_PROXY_KEY": os.devnull}
-    done = subprocess.run(
-        [*other.program, "serve", "--port", "0", "--data-dir", str(other.data_dir)],
-        env=os.environ | wrong,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 1
-    assert "cannot be used" in done.stderr
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Start]:
+    """Start a server with a certificate, as an operator sees it."""
+    with ExitStack() as stack:
+
+        def start(pair: Pair) -> "subprocess.Popen[str]":
+            settings = {
+                "RUNSTEAD_EXECUTOR_KIND": "process",
+                "RUNSTEAD_SERVER_PUBLIC_URL": "https://runstead.example.com",
+                "RUNSTEAD_PROXY_DOMAIN": "jobs.example.com",
+                "RUNSTEAD_PROXY_TLS": "files",
+                "RUNSTEAD_PROXY_CERTIFICATE": str(pair.certificate),
+                "RUNSTEAD_PROXY_KEY": str(pair.key),
+            }
+            words = [sys.executable, "-m", "runstead.cli", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+            process = stack.enter_context(
+                subprocess.Popen(
+                    words, env=os.environ | settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+            )
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def test_a_pair_that_is_none_is_refused_at_the_start(serve: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    names = ("runstead.example.com", "*.jobs.example.com")
+    certificate, key = authority.issue(*names).certificate, authority.issue(*names).key
+    said, _ = (process := serve(Pair(certificate, key))).communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"there is no https: the key {key} does not belong to the certificate {certificate}" in said
+    assert "Traceback" not in said
+
+
+def test_what_clients_will_refuse_is_said_at_the_start(serve: Start, tmp_path: Path) -> None:
+    pair = Authority(tmp_path / "authority").issue("runstead.example.com", starts=-9, ends=-1)
+    process = serve(pair)
+    assert process.stdout is not None
+    notes: list[str] = []
+    for line in process.stdout:
+        if line.startswith("Note: "):
+            notes.append(line)
+        if "HF_TOKEN=" in line:
+            break
+    process.terminate()
+    assert process.wait(30) == 0
+    assert any(f"{pair.certificate} ended on " in note and "renew it" in note for note in notes), notes
+    assert any("not for *.jobs.example.com" in note and "sandbox pools" in note for note in notes), notes

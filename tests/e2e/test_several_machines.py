@@ -6,17 +6,20 @@ what `docs/machines.md` says.
 """
 
 import json
+import os
 import re
 import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography import x509
 
 import machines
 from authorities import Authority, Pair
@@ -188,6 +191,18 @@ def ask(url, headers):
 """
 
 
+def commands(pool: str, hosts: set[str], laptop: Client, trainer: Client, folder: Path) -> None:
+    """Use a pool by the command line."""
+    assert pool in trainer.hf("sandbox", "pool", "ls", timeout=120).stdout
+    said = trainer.hf("sandbox", "create", "--pool", pool, timeout=120)
+    made = re.search(r"[0-9a-f]{24}\.[0-9a-f]{16}", said.stdout + said.stderr)
+    assert made and made[0][:24] in hosts, said
+    local = folder / "file"
+    local.write_bytes(b"copied" * 500_000)
+    laptop.hf("sandbox", "cp", str(local), f"{made[0]}:/file", timeout=120)
+    assert trainer.hf("sandbox", "exec", made[0], "--", "wc", "-c", "file", timeout=120).stdout == "3000000 file\n"
+
+
 @pytest.mark.parametrize(
     ("way", "version"), [("itself", "2.4.0"), ("itself", "1.28.0"), ("caddy", "2.4.0"), ("nginx", "2.4.0")]
 )
@@ -241,14 +256,8 @@ out(found)
         both = {box.split(".")[0] for box, _ in boxes}
         assert second[:3] == [13 * 300_000, "0\n", "/again"] and second[3] in both
 
-        assert pool in trainer.hf("sandbox", "pool", "ls", timeout=120).stdout
-        said = trainer.hf("sandbox", "create", "--pool", pool, timeout=120)
-        made = re.search(r"[0-9a-f]{24}\.[0-9a-f]{16}", said.stdout + said.stderr)
-        assert made and made[0][:24] in both, said
-        local = tmp_path / "file"
-        local.write_bytes(b"copied" * 500_000)
-        laptop.hf("sandbox", "cp", str(local), f"{made[0]}:/file", timeout=120)
-        assert trainer.hf("sandbox", "exec", made[0], "--", "wc", "-c", "file", timeout=120).stdout == "3000000 file\n"
+        if way == "itself":
+            commands(pool, both, laptop, trainer, tmp_path)
     finally:
         trainer.hf("sandbox", "pool", "delete", pool, "-y", timeout=120)
 
@@ -380,3 +389,84 @@ def test_browsers_sign_in(way: str, at: Callable[[str], Place], tmp_path: Path) 
     assert (status, location.startswith("/login")) == (303, False), location
     assert re.fullmatch(rf"/jobs-proxy/{job}--8000\.[\w-]{{40,}}/x", location)
     hub.hf("jobs", "cancel", job)
+
+
+# Certificates
+
+
+# A connection is kept while others are made, until one is shown the certificate with this number.
+WATCHES = """
+import http.client, json, ssl, sys, time
+from pathlib import Path
+from cryptography import x509
+name, ready, expected = sys.argv[1:]
+def connected():
+    connection = http.client.HTTPSConnection(name, timeout=60)
+    connection.connect()
+    shown = connection.sock.getpeercert(binary_form=True)
+    return connection, str(x509.load_der_x509_certificate(shown).serial_number)
+def asked(connection):
+    connection.request("GET", "/healthz")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+kept, first = connected()
+statuses = [asked(kept)]
+Path(ready).touch()
+ends = time.monotonic() + 60
+while True:
+    other, shown = connected()
+    statuses.append(asked(other))
+    other.close()
+    if shown == expected or time.monotonic() > ends:
+        break
+    time.sleep(0.1)
+print(json.dumps([first, shown, set(statuses) == {200}, asked(kept)]))
+"""
+
+
+def serial(pair: Pair) -> str:
+    return str(x509.load_pem_x509_certificate(pair.certificate.read_bytes()).serial_number)
+
+
+def test_a_certificate_is_renewed_under_the_server(at: Callable[[str], Place], tmp_path: Path) -> None:
+    place = at("itself")
+    before, ready = serial(place.pair), tmp_path / "ready"
+    fresh, stray = (place.authority.issue(place.name, f"*.{place.domain}") for _ in range(2))
+    with ThreadPoolExecutor(1) as pool:
+        words = (place.name, str(ready), serial(fresh))
+        watching = pool.submit(place.laptop.python, WATCHES, *words, trusts=place.authority.root)
+        assert eventually(ready.exists, within=60)
+        place.pair.put(fresh)
+        assert json.loads(watching.result().stdout) == [before, serial(fresh), True, 200]
+
+    place.pair.certificate.write_bytes(stray.certificate.read_bytes())  # and its key does not come
+    said = f"the key {place.pair.key} does not belong to the certificate {place.pair.certificate}"
+    assert eventually(lambda: said in place.server.log.read_text(), within=60)
+    words = (place.name, str(ready), serial(fresh))
+    seen = json.loads(place.laptop.python(WATCHES, *words, trusts=place.authority.root).stdout)
+    assert seen == [serial(fresh), serial(fresh), True, 200]
+    place.pair.put(fresh)
+
+
+def test_doctor_asks_for_the_names_and_the_certificate(at: Callable[[str], Place], tmp_path: Path) -> None:
+    def findings(place: Place, file: Path) -> list[tuple[str, str]]:
+        words = ("-m", "runstead.cli", "doctor", "--json", "--config", str(file), "--data-dir", str(tmp_path / "data"))
+        environment = machines.without_proxies(os.environ) | {"SSL_CERT_FILE": str(place.authority.root)}
+        done = place.machine.run(sys.executable, *words, check=False, env=environment)
+        found = json.loads(done.stdout)["findings"]
+        return [(one["level"], one["text"]) for one in found if one["subject"] in ("https", "names")]
+
+    place = at("itself")
+    address = place.machine.address
+    file = place.pair.certificate.with_name("runstead.toml")
+    [https, *names] = findings(place, file)
+    assert https[0] == "ok" and f"a certificate for {place.name}, *.{place.domain} until " in https[1]
+    assert names == [("ok", f"{place.name} is {address}"), ("ok", f"*.{place.domain} is {address}")]
+    other = tmp_path / "other.toml"
+    other.write_text(file.read_text().replace(place.domain, "elsewhere.example.com"))
+    [_, https, _, names] = findings(place, other)
+    assert https[0] == "missing" and https[1].endswith(
+        "and not for *.elsewhere.example.com: clients refuse the hosts of ports and of sandbox pools"
+    )
+    assert names[0] == "missing" and "*.elsewhere.example.com is not known" in names[1]
