@@ -58,10 +58,30 @@ async def test_they_share_one_and_have_nothing_of_each_other(site: Site) -> None
     rooms = await forks(site, 3)
     [supervisor] = {facts(site, one.handle)["supervisor"] for one in rooms}
     held = firsts(supervisor)
+    assert len(held) == 3
     assert sorted(held.values(), key=sorted) == sorted(({f"{one.launch.job_id}-1"} for one in rooms), key=sorted)
     for number, one in enumerate(rooms):
         await one.shell(f"echo {number} >> /ready")
     assert [(await one.shell("cat /ready")).out for one in rooms] == [f"prepared\n{n}\n" for n in range(3)]
+
+
+async def test_those_that_are_expected_are_there_when_they_are_wanted(site: Site) -> None:
+    rooms = await forks(site, 1)
+    await site.executor.snapshot(rooms[0].handle, "alice.again")
+    await site.executor.expect("alice", "alice.again", 23)
+    made = [await enter(site, snapshots=("alice.snapshot", "alice.again")) for _ in range(3)]
+    supervisors = {facts(site, one.handle)["supervisor"] for one in made}
+    assert len(supervisors) == 1
+    [supervisor] = supervisors
+    assert len(firsts(supervisor)) == 20
+    assert [(await one.shell("echo $(cat /ready) of mine")).out for one in made] == ["prepared of mine\n"] * 3
+    await site.restart()  # nobody comes any more: those that wait go, the others stay
+    async with asyncio.timeout(30):
+        while len(firsts(supervisor)) > 3:
+            await asyncio.sleep(0.01)
+    for one in made:
+        inside = await site.executor.inside(one.handle)
+        assert (await Room(site, one.launch, one.handle, inside).run("cat", "/ready")).out == "prepared\n"
 
 
 async def test_the_end_of_one_is_only_its_own(site: Site) -> None:

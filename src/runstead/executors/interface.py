@@ -139,6 +139,9 @@ class Executor(ABC):
         """
         raise Unsupported(f"the files of a job cannot be kept for others here: {handle.data.get('job_id')} as {name}")
 
+    async def expect(self, namespace: str, snapshot: str, count: int) -> None:  # noqa: B027 - most have no use
+        """Make ready, where that is of use, for so many attempts that are about to come and begin with a snapshot."""
+
     async def snapshots(self) -> list[str]:
         """List the snapshots on this machine that are older than some minutes."""
         return []

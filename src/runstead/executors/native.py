@@ -126,6 +126,9 @@ class NativeExecutor(Executor):
     def _describe(self, found: Capabilities) -> Capabilities:
         """Complete what `open` returns."""
 
+    def _siblings(self, launch: Launch) -> str | None:
+        """Return what attempts have in common that share a supervisor; None for one that has its own."""
+
     def _forget(self, name: str) -> None:
         """Let go of what an attempt that is not there, or not any more, held beside its directory."""
 
@@ -229,7 +232,7 @@ class NativeExecutor(Executor):
             if launch.group is not None:
                 show_hosts(request, await self._network.join(name, launch.group, own_hosts(request)))
         if made is None or not await self._start_in(made, request):
-            await self._ask(request, name, self._siblings(launch, request))
+            await self._ask(request, name, self._siblings(launch))
         facts = self._attempts.facts(name)
         self._watching.watch(name, facts)
         handle = self._handle(name, facts)
@@ -497,13 +500,6 @@ class NativeExecutor(Executor):
             engine=root.engine,
             divided=launch.divided,
         )
-
-    def _siblings(self, launch: Launch, request: Request) -> str | None:
-        """Return what attempts have in common that share a supervisor: forks of one sandbox that are made at once."""
-        container = request.container
-        if container is None or container.runtime or request.argv or not launch.snapshots or not self._places:
-            return None
-        return f"{launch.namespace}/{launch.snapshots[-1]}" if self._isolation == "root" else None
 
     async def _ask(self, request: Request, name: str, siblings: str | None) -> None:
         """Have the attempt started; return when there is one."""

@@ -121,6 +121,20 @@ class OciExecutor(NativeExecutor):
         """See Executor."""
         await self._images.get(launch.image, tell)
 
+    async def expect(self, namespace: str, snapshot: str, count: int) -> None:
+        """See Executor."""
+        if self._can_share():
+            await self._hosts.expect(f"{namespace}/{snapshot}", count, self._isolation, self._places)
+
+    def _siblings(self, launch: Launch) -> str | None:
+        """Forks of one sandbox that are made at once share theirs."""
+        if launch.argv or not launch.snapshots or not self._can_share():
+            return None
+        return f"{launch.namespace}/{launch.snapshots[-1]}"
+
+    def _can_share(self) -> bool:
+        return self._isolation == "root" and bool(self._places) and not self._runtime
+
     async def _find_isolation(self) -> list[str]:
         self._isolation = "root"
         failures: dict[tuple[bool, bool], str] = {}

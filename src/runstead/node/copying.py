@@ -36,7 +36,13 @@ def copy_folder(source: int, target: str) -> None:
     the mark by which an overlay says that something is gone. What another file system shows in it is left out. Raises
     OSError, with the path from `source` where something cannot be read.
     """
-    _Copy(os.fstat(source).st_dev).tree(source, target)
+    os.mkdir(target, 0o700)
+    _Copy(os.fstat(source).st_dev, target).tree(source)
+
+
+def copy_missing(source: int, target: str, *without: str) -> None:
+    """Copy what is in an open directory, in the same way, to one that exists: what is not there by that name."""
+    _Copy(os.fstat(source).st_dev, target).tree(source, [*os.listdir(target), *without])
 
 
 class _Level:
@@ -55,18 +61,19 @@ class _Level:
 
 
 class _Copy:
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, top: str) -> None:
         self._device = device
-        self._top = ""
+        self._top = top
         # Of files with several names: which one (an inode may be another's by the time it is met again), where it is.
         self._linked: dict[tuple[int, int, int], str] = {}
         self._clone: Callable[[int, int, int], object] | None = _find_clone()
 
-    def tree(self, source: int, target: str) -> None:
-        self._top = target
-        os.mkdir(target, 0o700)
-        levels = [_Level(os.dup(source), os.open(target, _FOLDER), "")]
+    def tree(self, source: int, there: "list[str] | None" = None) -> None:
+        """Copy a directory; with names of what is `there`, only what is in it and not among these."""
+        levels = [_Level(os.dup(source), os.open(self._top, _FOLDER), "")]
         try:
+            if there is not None:
+                levels[0].names = [name for name in levels[0].names if name not in there]
             while levels:
                 here = levels[-1]
                 if here.names:
@@ -78,7 +85,8 @@ class _Copy:
                                 errno.ENAMETOOLONG, f"directories are nested deeper than {_DEPTH}", below.path
                             )
                     continue
-                _finish(here.source, here.target, here.status)
+                if there is None or len(levels) > 1:
+                    _finish(here.source, here.target, here.status)
                 levels.pop().close()
         finally:
             for level in levels:
@@ -91,6 +99,8 @@ class _Copy:
             status = os.stat(name, dir_fd=here.source, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
                 return self._folder(here, name, path, status)
+            if status.st_dev != self._device:
+                return None
             if stat.S_ISREG(status.st_mode):
                 self._file(here, name, path, status)
             elif stat.S_ISLNK(status.st_mode):

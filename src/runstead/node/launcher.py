@@ -21,7 +21,7 @@ import time
 
 from runstead.node import cgroups, framing, rundir, supervise, syscalls
 from runstead.node.ahead import Ahead, NotMade, await_request
-from runstead.node.hosting import host
+from runstead.node.hosting import host, sow
 from runstead.node.inside import agent
 from runstead.node.request import ENGINE, Request
 from runstead.node.seed import Seed
@@ -208,13 +208,16 @@ def _handle(connection: socket.socket, data_dir: str, seed: Seed | None) -> None
         os.kill(os.getppid(), signal.SIGTERM)
     connection.sendall(framing.encode({"ok": True}))
     if message.get("op") == "host":
-        host(connection, lambda one: _start_beside_others(one, data_dir))
+        seeds = sow(message["isolation"], message["cgroups"], message["expected"])
+        host(connection, lambda one, seed: _start_beside_others(one, data_dir, seed), seeds)
 
 
-def _start_beside_others(connection: socket.socket, data_dir: str) -> None:
+def _start_beside_others(connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
     message = framing.receive(connection)
     if message is not None:
-        _start(Request.from_message(message), connection, data_dir, None, shared=True)
+        _start(Request.from_message(message), connection, data_dir, seed, shared=True)
+    elif seed is not None:
+        seed.discard()
 
 
 def _prepare(request: Request, connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
@@ -253,7 +256,7 @@ def _start(
         "address": request.address,
         "cgroups": request.cgroups,
         "gpu_ids": request.gpu_ids,
-        "group": name if seed is None else f"{cgroups.SPARE}{os.getpid()}",
+        "group": name if seed is None else seed.name,
         "supervisor": os.getpid(),
         "shared": shared,  # it has other attempts beside this one
         "inside": agent.VERSION,

@@ -35,6 +35,7 @@ class Seed:
         """`lock`: what is held as long as the attempt lives, by process 1 as well."""
         self.isolation = isolation
         self.places = places
+        self.name = group
         self.group = cgroups.Group(places, group)
         self.talk, their_talk = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._orders, their_orders = socket.socketpair()
@@ -61,7 +62,7 @@ class Seed:
             self._orders.close()
 
     def close(self) -> None:
-        """Let go of it; it has ended."""
+        """Let go of what is open; it has ended."""
         self.talk.close()
         self._orders.close()
         if self.users is not None:
@@ -76,6 +77,7 @@ class Seed:
             pass
         if self.ahead is not None:
             self.ahead.discard()
+        self.close()
         for _ in range(_LOOKS):  # what just died may still be in them for a moment
             if self.group.remove():
                 return

@@ -128,6 +128,8 @@ class Supervisor:
 
     def close(self) -> None:
         """Let go of what is open, in a process that may go on with other attempts."""
+        if self._talk is not None and self._child and self._status is None:  # by a fault of ours
+            self._end_first()
         self._waker.close()
         self._log.close()
         self._control.close()
@@ -434,13 +436,17 @@ class Supervisor:
 
     def _finish_unstarted(self, message: str, code: int | None) -> None:
         if self._child:
-            try:
-                os.kill(self._child, signal.SIGKILL)
-                os.waitpid(self._child, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass
+            self._end_first()
         self._log.say(message)
         self._record("start_failed", code, None, message)
+
+    def _end_first(self) -> None:
+        try:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+        self._child = 0
 
     def _drain(self) -> None:
         """Take what is still in the pipe. All writers are dead, or hold it where they cannot be seen."""

@@ -5,6 +5,7 @@ They are kept once, in a snapshot that all forks share and none can change; what
 not carried over. Snapshots go when no job begins with them any more.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -58,7 +59,7 @@ class Forking:
         labels = {**job.spec.labels, FORK_LABEL: name.rpartition(".")[2]}
         spec = await self._jobs.accept(caller, replace(job.spec, sandbox=sandbox, labels=labels), secrets)
         handle = Handle(job.handle["executor"], job.handle["version"], job.handle["data"])
-        await self._executor.snapshot(handle, name)
+        await asyncio.gather(self._executor.expect(namespace, name, count), self._executor.snapshot(handle, name))
         initiator = Initiator("user", caller.user.id, caller.user.name)
         spec = replace(spec, secret_names=tuple(sorted(secrets)))  # the same for all: it is written out once
         drafts = [self._jobs.draft(caller.user, owner, spec, secrets, initiator) for _ in range(count)]

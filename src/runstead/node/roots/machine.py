@@ -7,6 +7,7 @@ overlay (`files/whole`). In it are also
 
     pythons/<attempt>     the environment of the attempt that was the first, and links to it by the names of those after
     first                 a link that says which attempt that was
+    memory/               what was in the root directory itself; that is in memory, and copied there for each
 
 What is in snapshots is a stranger's: nothing of the machine's may be made or shown where a link in them leads.
 """
@@ -23,7 +24,7 @@ from runstead.node.syscalls import MNT_DETACH, MS_BIND, MS_NODEV, MS_NOSUID, MS_
 _OWN_FOLDERS = (("/tmp", 0o1777), ("/var/tmp", 0o1777), (places.HOME, 0o700), (places.WORK, 0o755))
 FOLDERS = tuple(path[1:].replace("/", "-") for path, _mode in _OWN_FOLDERS)
 UPPER, WHOLE = "upper", "whole"
-PYTHONS, FIRST = "pythons", "first"
+PYTHONS, FIRST, MEMORY = "pythons", "first", "memory"
 _VENVS = "venvs"  # in what the jobs of an owner share
 _STAGE = "/.stage"
 
@@ -66,6 +67,8 @@ def build(
     if pythons is not None:
         _show_pythons(pythons, root + places.SHARED, owner)
     binds.show(root, request.mounts, owner)
+    if view.snapshots:
+        _fill(root, f"{view.snapshots[-1]}/{MEMORY}")
     os.chdir(root)
     syscalls.pivot_root_here()
 
@@ -123,7 +126,8 @@ def _lay(stage: str, view: View, folder: str, owner: int | None) -> str:
     if owner is None:  # our own user may mount overlays only where the kernel lets him, and not all there is in them
         whole = f"{folder}/{WHOLE}"
         last = os.open(view.snapshots[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        copying.copy_folder(last, whole)
+        os.mkdir(whole, 0o755)
+        copying.copy_missing(last, whole, MEMORY)
         os.close(last)
         return whole
     for name in ("", "/own", "/layers"):
@@ -204,6 +208,14 @@ def _clear(root: str, target: str) -> None:
         if not stat.S_ISDIR(mode):
             os.unlink(path)
             return
+
+
+def _fill(root: str, memory: str) -> None:
+    """Copy what others had in the root directory where nothing of that name is."""
+    if os.path.isdir(memory):
+        source = os.open(memory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        copying.copy_missing(source, root)
+        os.close(source)
 
 
 def _bind(source: str, target: str) -> None:
