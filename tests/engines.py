@@ -150,3 +150,13 @@ def named(engine: "RunningEngine") -> Iterator[None]:
             del os.environ[SOCKET]
         else:
             os.environ[SOCKET] = before
+
+
+def settings() -> dict[str, str]:
+    """Return the settings of a server that uses the engine which the environment names."""
+    return {
+        "RUNSTEAD_EXECUTOR_KIND": "docker",
+        "RUNSTEAD_EXECUTOR_NETWORK": "none",
+        "RUNSTEAD_DOCKER_SOCKET": os.environ[SOCKET],
+        "RUNSTEAD_DOCKER_ULIMITS": ",".join(ULIMITS),
+    }

@@ -11,6 +11,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+import engines
 import registry
 from calls import Answer, Api
 from clients import Server, eventually
@@ -24,10 +25,14 @@ COMMAND = ["/bin/sh", "-c", "echo the command of a sandbox is not run; exit 3"]
 
 @contextmanager
 def serving(executor: str, folders: pytest.TempPathFactory, settings: Mapping[str, str] = {}) -> Iterator[Server]:
-    """Run a server whose sandboxes are of this executor; python:3.12 is a small Debian there."""
+    """Run a server whose sandboxes are of this executor; python:3.12 is a small Debian there.
+
+    That of the docker executor uses the engine that the environment names (`engines.SOCKET`).
+    """
     data_dir = folders.mktemp(executor) / "data"
     if executor != "oci":
-        started = Server(data_dir, ("--stop-jobs-at-exit",), dict(settings)).start()
+        kind = engines.settings() if executor == "docker" else {}
+        started = Server(data_dir, ("--stop-jobs-at-exit",), kind | dict(settings)).start()
         try:
             yield started
         finally:

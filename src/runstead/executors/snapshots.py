@@ -23,7 +23,7 @@ from tempfile import mkdtemp
 import runstead
 from runstead.executors.attempts import Attempts
 from runstead.model.errors import BackendFailure, Conflict, Invalid, NotRunning
-from runstead.node import places, removal, rundir, syscalls
+from runstead.node import places, processes, removal, rundir, syscalls
 from runstead.node.roots import machine
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
@@ -61,7 +61,7 @@ class Snapshots:
             fresh = Path(mkdtemp(prefix=".new-", dir=self._folder))
             held.callback(removal.delete_tree, str(fresh))
             new = fresh / machine.UPPER
-            if tops.keys() != {""}:
+            if "" not in tops:
                 self._lay_out(attempt, new, tops)
             _copy({source: new / below for below, source in tops.items()})
             self._check_running(attempt)  # else files may have been on their way out
@@ -110,11 +110,10 @@ class Snapshots:
         self._check_running(attempt)
         own = self._attempts.path(attempt) / rundir.FILES
         try:
-            for name in (machine.UPPER, machine.WHOLE):
-                if (own / name).is_dir():
-                    return {"": _open(own / name, held)}
-            if (own / machine.FOLDERS[-1]).is_dir():
-                return self._folders(attempt, own, held)
+            if (own / machine.FOLDERS[-1]).is_dir():  # on the machine's own system
+                return self._folders(attempt, own, held) | self._memory(attempt, held)
+            if (own / machine.UPPER).is_dir():
+                return {"": _open(own / machine.UPPER, held)}
             # Else it is on a disk of its own, which is mounted nowhere that we see; its supervisor holds it, and says
             # by which descriptor, for there may be disks of other attempts.
             holder = Path(f"/proc/{self._attempts.facts(attempt).get('supervisor')}/fd")
@@ -133,6 +132,9 @@ class Snapshots:
 
     def _folders(self, attempt: str, own: Path, held: ExitStack) -> dict[str, int]:
         """Open the directories of an attempt on the machine's own system, and its Python's."""
+        for name in (machine.UPPER, machine.WHOLE):
+            if (own / name).is_dir():
+                return {"": _open(own / name, held)}
         found = {name: _open(own / name, held) for name in machine.FOLDERS}
         shared = places.owner_path(str(self._node.parent), str(self._attempts.facts(attempt).get("namespace")))
         above = _open(Path(shared, "env"), held)
@@ -142,6 +144,20 @@ class Snapshots:
         except OSError:
             pass  # there is none any more; forks get a new one
         return found
+
+    def _memory(self, attempt: str, held: ExitStack) -> dict[str, int]:
+        """Open the root directory of an attempt on the machine's own system: there is more in it than we put there."""
+        for pid in processes.children(int(self._attempts.facts(attempt)["supervisor"])) or ():
+            try:
+                with Path(f"/proc/{pid}/status").open("rb") as lines:
+                    ids = next((line for line in lines if line.startswith(b"NSpid:")), b"").split()
+                if len(ids) > 2 and ids[-1] == b"1":  # the first process inside
+                    root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    held.callback(os.close, root)
+                    return {machine.MEMORY: root}
+            except OSError:  # only root may look there
+                continue
+        return {}
 
     def _lay_out(self, attempt: str, new: Path, tops: Mapping[str, int]) -> None:
         """Make what several directories are put together in."""
