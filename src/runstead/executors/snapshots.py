@@ -23,13 +23,14 @@ from tempfile import mkdtemp
 import runstead
 from runstead.executors.attempts import Attempts
 from runstead.model.errors import BackendFailure, Conflict, Invalid, NotRunning
-from runstead.node import places, processes, removal, rundir, syscalls
+from runstead.node import copying, places, processes, removal, rundir, syscalls
 from runstead.node.roots import machine
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _WORK = "work"
 # One that was just made is not in use yet.
 YOUNG_SECONDS = 600.0
+_FEW = 500
 _COPY_SECONDS = 540.0  # less: what is older and unfinished was given up
 
 
@@ -51,6 +52,7 @@ class Snapshots:
         self._node = node
         self._folder = node / "snapshots"
         self._attempts = attempts
+        self._making: set[str] = set()
 
     def take(self, attempt: str, name: str) -> None:
         """Copy what a running attempt wrote. Raises NotRunning, Conflict, BackendFailure."""
@@ -59,6 +61,8 @@ class Snapshots:
             tops = self._tops(attempt, held)
             self._folder.mkdir(mode=0o700, exist_ok=True)
             fresh = Path(mkdtemp(prefix=".new-", dir=self._folder))
+            self._making.add(fresh.name)
+            held.callback(self._making.discard, fresh.name)
             held.callback(removal.delete_tree, str(fresh))
             new = fresh / machine.UPPER
             if "" not in tops:
@@ -89,7 +93,7 @@ class Snapshots:
             return []
         old = [entry for entry in entries if now - entry.stat(follow_symlinks=False).st_mtime > YOUNG_SECONDS]
         for entry in old:
-            if entry.name.startswith("."):  # somebody died over it
+            if entry.name.startswith(".") and entry.name not in self._making:  # somebody died over it
                 removal.delete_tree(entry.path)
         return sorted(entry.name for entry in old if not entry.name.startswith("."))
 
@@ -176,7 +180,21 @@ def _open(path: Path, held: ExitStack, above: int | None = None) -> int:
 
 
 def _copy(targets: Mapping[int, Path]) -> None:
-    """Copy open directories, in a process of its own: there may be very many files."""
+    """Copy open directories: here what is done sooner than a process begins, else in a process of its own."""
+    left = dict(targets)
+    try:
+        for source, target in targets.items():
+            copying.copy_folder(source, str(target), _FEW)
+            del left[source]
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise BackendFailure(f"the files could not be copied: {error.strerror}{where}") from error
+    except copying.TooMuch:
+        removal.delete_tree(str(next(iter(left.values()))))
+        _copy_aside(left)
+
+
+def _copy_aside(targets: Mapping[int, Path]) -> None:
     source = str(Path(runstead.__file__).parent.parent)
     code = f"import sys; sys.path.insert(0, {source!r}); from runstead.node.copying import main; main(*sys.argv[1:])"
     pairs = [str(word) for pair in targets.items() for word in pair]

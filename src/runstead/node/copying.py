@@ -26,18 +26,24 @@ _BLOCK_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 30
 _SMALL_BYTES = 1 << 16
 _DEPTH = 1000
+_FLAT = 32
 _DESCRIPTORS = 4096
 
 
-def copy_folder(source: int, target: str) -> None:
+class TooMuch(Exception):
+    """There is more than was to be copied."""
+
+
+def copy_folder(source: int, target: str, most: int | None = None) -> None:
     """Make the new directory `target` a copy of an open one.
 
     Owners, modes, times, extended attributes, hard links, holes and special files are kept; devices are not, but for
     the mark by which an overlay says that something is gone. What another file system shows in it is left out. Raises
-    OSError, with the path from `source` where something cannot be read.
+    OSError, with the path from `source` where something cannot be read; TooMuch when there are more than so many
+    entries, or directories nested deeper than some.
     """
     os.mkdir(target, 0o700)
-    _Copy(os.fstat(source).st_dev, target).tree(source)
+    _Copy(os.fstat(source).st_dev, target, most).tree(source)
 
 
 def copy_missing(source: int, target: str, *without: str) -> None:
@@ -61,9 +67,10 @@ class _Level:
 
 
 class _Copy:
-    def __init__(self, device: int, top: str) -> None:
+    def __init__(self, device: int, top: str, most: int | None = None) -> None:
         self._device = device
         self._top = top
+        self._left = most
         # Of files with several names: which one (an inode may be another's by the time it is met again), where it is.
         self._linked: dict[tuple[int, int, int], str] = {}
         self._clone: Callable[[int, int, int], object] | None = _find_clone()
@@ -77,6 +84,7 @@ class _Copy:
             while levels:
                 here = levels[-1]
                 if here.names:
+                    self._count(len(levels))
                     below = self._entry(here, here.names.pop())
                     if below is not None:
                         levels.append(below)
@@ -91,6 +99,13 @@ class _Copy:
         finally:
             for level in levels:
                 level.close()
+
+    def _count(self, depth: int) -> None:
+        if self._left is None:
+            return
+        self._left -= 1
+        if self._left < 0 or depth > _FLAT:
+            raise TooMuch
 
     def _entry(self, here: _Level, name: str) -> "_Level | None":
         """Copy an entry, or return the directory that it is."""
