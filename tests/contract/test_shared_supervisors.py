@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ def firsts(supervisor: int) -> dict[int, set[str]]:
     """Return the first processes below a supervisor, and which attempts' locks each has open."""
     found = {}
     for thread in Path(f"/proc/{supervisor}/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            targets = [os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()]
-            found[int(child)] = {Path(target).parent.name for target in targets if target.endswith("/lock")}
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that just ended
+            for child in (thread / "children").read_text().split():
+                targets = [os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()]
+                found[int(child)] = {Path(target).parent.name for target in targets if target.endswith("/lock")}
     return found
 
 

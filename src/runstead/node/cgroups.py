@@ -206,7 +206,12 @@ class Group:
     def create(self, *, cpu_millicores: int, memory_bytes: int, pids_limit: int) -> None:
         """Make them with these limits (0: none)."""
         for kind, path in self._paths:
-            os.makedirs(path, exist_ok=True)
+            try:
+                os.mkdir(path)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                os.makedirs(path, exist_ok=True)
             if kind in ("v2", "cpu") and cpu_millicores:
                 quota = max(cpu_millicores * PERIOD_MICROS // 1000, 1000)
                 if kind == "v2":
