@@ -379,8 +379,8 @@ class JobNetwork:
         for _ in range(count):
             self._next = self._next % count + 1
             address = self._subnet[self._next + 1]
-            in_use = (self._folder / str(address), Path("/sys/class/net", self._port(str(address))))
-            if not any(path.exists() for path in in_use):
+            in_use = (f"{self._folder}/{address}", f"/sys/class/net/{self._port(str(address))}")
+            if not any(map(os.path.exists, in_use)):
                 return address
         raise OSError(99, f"all {count} addresses are taken", str(self._subnet))
 

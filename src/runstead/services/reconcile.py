@@ -219,10 +219,12 @@ class Reconcile:
         self._fresh.discard(job_id)
         saved: steps.Saved = None
         seen: Observation | None = None
-        sealed = False
+        sealed = began = False
         while job is not None and job_id in self._active:
             self._active[job_id] = job
-            if saved is None:  # else it is over, and how it ended was seen before it was removed
+            if began:  # and was looked at just now; what happens to it from here on wakes us
+                began = False
+            elif saved is None:  # else it is over, and how it ended was seen before it was removed
                 asked = job.handle is not None and job.phase is not Phase.RELEASING
                 seen = (await self._executor.poll([_handle(job)]))[0] if asked else None
             step = steps.decide(job, seen, self._clock.now(), saved)
@@ -233,7 +235,8 @@ class Reconcile:
                     await self._executor.stop(_handle(job), self._grace)
                     return
                 case steps.Start():
-                    job = await self._start(job)
+                    job, seen = await self._start(job)
+                    began = seen is not None
                 case steps.Save():
                     if step.lost:
                         await self._executor.remove(_handle(job))
@@ -258,7 +261,8 @@ class Reconcile:
                 case steps.Apply():
                     job = await self._apply(job, step.then)
 
-    async def _start(self, job: Job) -> Job | None:
+    async def _start(self, job: Job) -> tuple[Job | None, Observation | None]:
+        """Return the job as it is then, and the attempt as it was seen if there is one."""
         try:
             launch = await self._preparing.prepare(job, lambda: self._take_wake(job.id), self._out_of_turn)
             try:
@@ -266,22 +270,22 @@ class Reconcile:
             except RunsteadError as error:
                 raise start_problem(error, FailureClass.USER, FailureClass.INFRA) from error
         except CanceledMeanwhile:
-            return await self._store.get(job.id)
+            return await self._store.get(job.id), None
         except StartProblem as problem:
             failures = self._start_failures[job.id] = self._start_failures.get(job.id, 0) + 1
             if problem.soon and failures < _START_TRIES:
                 log.warning("an attempt could not be started yet", job=job.id, reason=problem.error.message)
                 await self._clock.sleep(_SHORT_REST_SECONDS * failures)
                 self._woken.add(job.id)
-                return None
-            return await self._failed_start(job, problem.failure, problem.error, again=problem.again)
+                return None, None
+            return await self._failed_start(job, problem.failure, problem.error, again=problem.again), None
         self._start_failures.pop(job.id, None)
         stored = {"executor": handle.executor, "version": handle.version, "data": dict(handle.data)}
         seen = (await self._executor.poll([handle]))[0]
         # One that is over already ran all the same, and is said to run before it is said to have ended.
         began = seen.exit.started_at if seen.exit else seen.started_at
         moved = steps.running(job, began or self._clock.now(), self._launching.note(job), self._clock.now())
-        return await self._apply(job, replace(moved, handle=stored))
+        return await self._apply(job, replace(moved, handle=stored)), seen
 
     def _take_wake(self, job_id: str) -> bool:
         """Whether a job was woken since this was last asked; what takes long looks at it by itself."""
