@@ -413,6 +413,26 @@ async def test_an_engine_that_keeps_secrets_makes_no_snapshot(
         await runner.executor.snapshot(handle, "alice.one")
 
 
+async def test_what_is_in_volumes_and_sockets_is_not_carried_over(
+    runner: Runner, engine: RunningEngine, images: Callable[[], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    engine.load(busybox_archive(), "localhost/volume:1", "VOLUME /declared")
+    (tmp_path / "asked").mkdir(mode=0o777)
+    mounts = (Mount(tmp_path / "asked", "/asked", read_only=False),)
+    handle = await runner.start(runner.launch(image="localhost/volume:1", mounts=mounts))
+    await _in(runner, handle, "echo x > /declared/x; echo x > /asked/x; echo x > /dev/shm/x; echo x > /kept")
+    await runner.executor.snapshot(handle, "alice.one")
+    fork = await runner.start(runner.launch(snapshots=("alice.one",)))
+    assert await _in(runner, fork, "ls /declared /dev/shm /asked; cat /kept") == (
+        "/asked:\n\n/declared:\n\n/dev/shm:\nx\n"
+    )
+    shared = await runner.start(runner.launch(snapshots=("alice.one",), mounts=mounts))
+    assert await _in(runner, shared, "cat /asked/x") == "x\n"
+    for one in (handle, fork, shared):
+        await runner.executor.remove(one)
+    await runner.executor.drop_snapshot("alice.one")
+
+
 async def test_a_snapshot_of_what_ends_meanwhile_or_without_an_engine(runner: Runner, engine: RunningEngine) -> None:
     handle = await runner.start(runner.launch(image=_IMAGE))
     await runner.executor.stop(handle, 0)

@@ -222,3 +222,4 @@ def test_doctor_tells_of_it(engine: RunningEngine, tmp_path: Path) -> None:
     )
     told = [finding.text for finding in machine_checks.executor(settings)]
     assert {one.value for one in Shortfall} <= set(told)
+    assert "can be forked (`runstead sandbox fork`)" in told

@@ -53,10 +53,11 @@ async def test_what_was_made_in_the_root_directory_is_there_again(source: Room) 
     await shell(
         source, "mkdir -p /data/deep; echo x > /data/deep/file; chmod 711 /data; echo y > /top; ln -s data /link"
     )
+    await shell(source, "echo lost > /run/lost")
     before = await shell(source, "ls -ln / | grep -v ' tmp$'")
     await snapshot(source, "alice.a")
     one = await fork(source, "alice.a")
-    assert await shell(one, "cat /link/deep/file /top; stat -c %a /data") == "x\ny\n711\n"
+    assert await shell(one, "cat /link/deep/file /top; stat -c %a /data; ls /run") == "x\ny\n711\n"
     assert [line.split()[-1] for line in before.splitlines()] == [
         line.split()[-1] for line in (await shell(one, "ls -ln / | grep -v ' tmp$'")).splitlines()
     ]

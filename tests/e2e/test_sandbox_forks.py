@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -122,9 +123,25 @@ def test_what_cannot_be_forked_says_why(box: RawSandbox) -> None:
     assert Api(box.server, "").post(path.format(box.id), {"count": 1}).status == 401
 
 
+def test_without_namespaces_there_are_no_forks_and_the_reason_is_told(tmp_path: Path) -> None:
+    flags = ("--executor", "process", "--stop-jobs-at-exit")
+    server = Server(tmp_path / "data", flags, {"RUNSTEAD_EXECUTOR_ISOLATION": "none"}).start()
+    try:
+        box = sandboxes.create(server)
+        refused = Api(server).post(f"/api/jobs/{server.owner}/{box.id}/fork", {"count": 1})
+        assert (refused.status, "without namespaces" in refused.error) == (501, True)
+        settings = os.environ | {"RUNSTEAD_EXECUTOR_KIND": "process"} | server.environment
+        said = server.run("doctor", check=False, env=settings).stdout
+        assert "cannot be forked: jobs run without namespaces" in said
+    finally:
+        server.stop()
+
+
 def test_snapshots_are_private_to_the_server(box: RawSandbox) -> None:
+    [fork] = forks_of(box, 1)
     folder = box.server.data_dir / "node" / "snapshots"
     assert list(folder.iterdir()) and folder.stat().st_mode & 0o077 == 0
+    fork.cancel()
 
 
 @pytest.mark.parametrize("server", ["process", "oci", "docker"], indirect=True)

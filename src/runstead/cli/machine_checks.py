@@ -92,6 +92,7 @@ def executor(settings: Settings) -> list[Finding]:
         found += [Finding(Level.NOTE, "executor", one.value) for one in Shortfall if one in capabilities.shortfalls]
         found += [Finding(Level.MISSING, "executor", missing) for missing in capabilities.missing]
         found.append(_volumes(capabilities, unmountable(settings)))
+        found.append(_forks(capabilities))
         found += _warm(capabilities, settings)
         machine = capabilities.machine
         if machine is not None:
@@ -115,6 +116,12 @@ def _volumes(capabilities: Capabilities, lacking: str | None) -> Finding:
     if lacking is None:
         return Finding(Level.OK, "volumes", "mounted: read when opened, saved as files are closed")
     return Finding(Level.NOTE, "volumes", f"filled before a job starts and saved after its end, because {lacking}")
+
+
+def _forks(capabilities: Capabilities) -> Finding:
+    if capabilities.snapshots:
+        return Finding(Level.OK, "sandboxes", "can be forked (`runstead sandbox fork`)")
+    return Finding(Level.MISSING, "sandboxes", f"cannot be forked: {capabilities.without_snapshots}")
 
 
 def _warm(capabilities: Capabilities, settings: Settings) -> list[Finding]:

@@ -4,10 +4,9 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,37 +76,39 @@ def test_what_only_root_copies(tmp_path: Path, source: int) -> None:
     assert list((copy / "other").iterdir()) == []
 
 
-def test_directories_and_files_that_become_links_lead_nowhere(tmp_path: Path, source: int) -> None:
+@pytest.mark.parametrize("kind", ["folder", "file", "fifo", "nothing"])
+def test_what_changes_after_it_was_looked_at_leads_nowhere(
+    tmp_path: Path, source: int, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     top, secret = tmp_path / "source", tmp_path / "secret"
-    (secret / "below").mkdir(parents=True)
-    for place in (secret, secret / "below"):
+    (secret / "inner").mkdir(parents=True)
+    for place in (secret, secret / "inner"):
         (place / "file").write_text("secret")
-    over = threading.Event()
+    for name in ("folder", "kept"):
+        (top / name / "inner").mkdir(parents=True)
+        (top / name / "inner" / "file").write_text("mine")
+    (top / "file").write_text("mine")
+    look = os.stat
 
-    def swap() -> None:
-        while not over.is_set():
-            (top / "a" / "below").mkdir(parents=True, exist_ok=True)
-            (top / "a" / "below" / "file").write_text("mine")
-            (top / "a").rename(top / "b")
-            (top / "a").symlink_to(secret)
-            (top / "b" / "below").rename(top / "c")
-            (top / "b" / "below").symlink_to(secret / "below")
-            for path in (top / "a", top / "b" / "below", top / "c" / "file"):
-                path.unlink()
-            for path in (top / "b", top / "c"):
-                path.rmdir()
+    def swap(name: str, **where: Any) -> os.stat_result:
+        status = look(name, **where)
+        if name == "folder" and kind == "folder":
+            (top / "folder").rename(top / "aside")
+            (top / "folder").symlink_to(secret)
+        elif name == "file" and kind != "folder" and (top / "file").is_file():
+            (top / "file").unlink()
+            if kind == "file":
+                (top / "file").symlink_to(secret / "file")
+            elif kind == "fifo":
+                os.mkfifo(top / "file")
+        return status
 
-    swapping = threading.Thread(target=swap)
-    swapping.start()
-    try:
-        for number in range(150):
-            with suppress(FileNotFoundError):
-                copying.copy_folder(source, str(tmp_path / f"copy{number}"))
-    finally:
-        over.set()
-        swapping.join()
-    found = [Path(folder, name) for folder, _, names in os.walk(tmp_path) for name in names if "/copy" in folder]
-    assert {path.read_text() for path in found if not path.is_symlink()} <= {"mine", ""}
+    monkeypatch.setattr(os, "stat", swap)
+    copying.copy_folder(source, str(tmp_path / "copy"))
+    monkeypatch.undo()
+    found = [Path(folder, name) for folder, _, names in os.walk(tmp_path / "copy") for name in names]
+    assert {path.read_text() for path in found if path.is_file() and not path.is_symlink()} == {"mine"}
+    assert (tmp_path / "copy" / "kept" / "inner" / "file").read_text() == "mine"
 
 
 def test_a_file_that_grows_for_ever_ends(tmp_path: Path, source: int) -> None:
