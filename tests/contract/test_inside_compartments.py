@@ -1,6 +1,7 @@
 """What every executor promises about the compartments of a running attempt, where it has them."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shlex
@@ -469,6 +470,24 @@ async def test_compartments_outlive_who_made_them(host: Room) -> None:
     assert (await collect(execution)).out == "still here\n"
     await execution.close()
     assert await host.inside.remove_compartments([two.id, three.id]) == 2
+
+
+async def test_what_a_killed_maker_leaves_is_in_nobodys_way(host: Room) -> None:
+    if host.site.row.supervisor is None:
+        pytest.skip("it is none of ours")
+    await make(host)
+    half = new_id()
+    folder = host.site.data_dir / "node/attempts" / f"{host.launch.job_id}-{host.launch.attempt}" / "compartments"
+    with socket.socket(socket.AF_UNIX) as left, contextlib.chdir(folder):
+        left.bind(f".{half}")
+    await host.site.restart()
+    inside = await host.site.executor.inside(host.handle)
+    assert half not in {one.id for one in await inside.compartments()}
+    [made] = await inside.make_compartments([half], _LIMITS)
+    part = Part(host, half, made.uid, made.home, await inside.compartment(half))
+    assert (await part.run("id", "-u")).out == f"{made.uid}\n"
+    assert await inside.remove_compartments([half]) == 1
+    assert [name for name in os.listdir(folder) if half in name] == []
 
 
 async def test_the_death_of_the_server_while_it_makes_compartments(host: Room) -> None:

@@ -10,7 +10,8 @@ from runstead.executors.agent.lanes import LaneCut, connect
 from runstead.model.errors import Conflict, EntryNotFound, NotRunning, RunsteadError, Unavailable, Unsupported
 from runstead.model.executions import Compartment, CompartmentLimits
 from runstead.node import rundir
-from runstead.node.compartments.attempt import FACTS, FOLDER, SOCKET
+from runstead.node.compartments.attempt import FOLDER, SOCKET, home_of
+from runstead.node.compartments.entry import Entry, is_id, list_in, parse
 
 _BATCH = 32
 _TRIES = 3
@@ -41,20 +42,22 @@ class Compartments:
     """Those of one attempt."""
 
     def __init__(self, folder: str, name: str, networks: Networks | None, threads: ThreadPoolExecutor) -> None:
-        self.folder = folder  # the attempt's directory
+        self.folder = f"{folder}/{FOLDER}"  # the directory of their sockets
+        self._attempt = folder
         self._name = name
         self._networks = networks  # None: they have no way out
         self._threads = threads
+        self._entries: dict[str, Entry] | None = None  # what is there; None: that has to be looked at
+        self._changes = 0
 
-    def place(self, compartment_id: str) -> str:
-        """Return the directory of one. Raises EntryNotFound for what cannot be one."""
-        if len(compartment_id) != 16 or not set(compartment_id) <= set("0123456789abcdef"):
-            raise EntryNotFound(f"there is no such part of the job: {compartment_id[:40]!r}")
-        return f"{self.folder}/{FOLDER}/{compartment_id}"
+    async def find(self, compartment_id: str) -> Entry | None:
+        """Return what is known of one; None if there is none. Raises EntryNotFound for what cannot be one."""
+        _check(compartment_id)
+        return (await self._there()).get(compartment_id)
 
     def why_gone(self, compartment_id: str) -> RunsteadError:
         """Return what to raise when nobody answers in one."""
-        if not rundir.is_alive(self.folder) or Path(self.folder, rundir.EXIT).exists():
+        if not rundir.is_alive(self._attempt) or Path(self._attempt, rundir.EXIT).exists():
             return NotRunning(f"the job does not run any more: {self._name}")
         return EntryNotFound(f"there is no such part of the job, or no longer: {compartment_id}")
 
@@ -62,10 +65,10 @@ class Compartments:
         """See Inside."""
         wanted = list(dict.fromkeys(ids))
         for one in wanted:
-            self.place(one)
+            _check(one)
         if limits.egress is not None and self._networks is None:
             raise Unsupported("what a part of a job may reach cannot be limited: jobs have no network of their own")
-        there = set((await self._facts(wanted)).keys())
+        there = await self._there()
         missing = [one for one in wanted if one not in there]
         batches = [missing[at : at + _BATCH] for at in range(0, len(missing), _BATCH)]
         making: asyncio.Task[None] | None = None
@@ -83,8 +86,8 @@ class Compartments:
                 await asyncio.gather(making, return_exceptions=True)
             await asyncio.shield(self.remove(missing))
             raise
-        facts = await self._facts(wanted)
-        return [_compartment(facts[one]) for one in wanted if one in facts]
+        there = await self._there()
+        return [_compartment(there[one]) for one in wanted if one in there]
 
     async def _claim(self, ids: list[str]) -> list[tuple[str, str]] | None:
         if self._networks is None:
@@ -111,21 +114,32 @@ class Compartments:
             "memory_bytes": limits.memory_bytes,
             "cpu_millicores": limits.cpu_millicores,
         }
-        await self._ask({"op": "make", "ids": ids, "networks": networks, "limits": values, "hosts": hosts})
+        answer = await self._ask({"op": "make", "ids": ids, "networks": networks, "limits": values, "hosts": hosts})
+        made = [entry for name in answer["made"] if (entry := parse(name)) is not None]
+        self._changes += 1
+        if self._entries is not None:
+            self._entries.update({entry.id: entry for entry in made})
 
     async def all(self) -> list[Compartment]:
         """See Inside."""
-        found = sorted((await self._facts(None)).values(), key=lambda facts: (facts["at"], facts["uid"]))
-        return [_compartment(facts) for facts in found]
+        self._forget()  # a server before this one may still be served
+        return [_compartment(entry) for entry in (await self._there()).values()]
 
     async def remove(self, ids: Sequence[str]) -> int:
         """See Inside."""
-        wanted = [one for one in dict.fromkeys(ids) if len(one) == 16]
-        facts = await self._facts(wanted) if self._networks is not None else {}
-        removed = int((await self._ask({"op": "remove", "ids": wanted}))["removed"]) if wanted else 0
+        wanted = [one for one in dict.fromkeys(ids) if is_id(one)]
+        if not wanted:
+            return 0
+        known = await self._there()
+        there = {one: known[one] for one in wanted if one in known}
+        removed = int((await self._ask({"op": "remove", "ids": wanted}))["removed"])
+        self._changes += 1
+        if self._entries is not None:
+            for one in wanted:
+                self._entries.pop(one, None)
         if self._networks is not None:
             for one in wanted:
-                if one in facts and not facts[one].get("confined"):
+                if one in there and not there[one].confined:
                     await self._networks.reuse(self._network_name(one))
                 else:  # half made, or with rules of its own: nobody else is to have it
                     await self._networks.release(self._network_name(one))
@@ -134,31 +148,42 @@ class Compartments:
     def _network_name(self, compartment_id: str) -> str:
         return f"{self._name}/{FOLDER}/{compartment_id}"
 
-    async def _facts(self, ids: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-        def look() -> dict[str, dict[str, Any]]:
-            folder = Path(self.folder, FOLDER)
-            try:
-                names = [path.name for path in folder.iterdir()] if ids is None else ids
-            except FileNotFoundError:
-                return {}
-            found = {name: rundir.read_json(str(folder / name / FACTS)) for name in names}
-            return {name: facts for name, facts in found.items() if facts is not None}
+    def _forget(self) -> None:
+        self._changes += 1
+        self._entries = None
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, look)
+    async def _there(self) -> dict[str, Entry]:
+        """Return what is there. It is not looked at each time, for nobody else makes or removes any."""
+        while self._entries is None:
+            changes = self._changes
+            found = await asyncio.get_running_loop().run_in_executor(self._threads, list_in, self.folder)
+            if changes == self._changes:
+                self._entries = found
+        return self._entries
 
     async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        for _ in range(_TRIES):
-            lane = await connect(
-                self.folder, SOCKET, lambda: NotRunning(f"the job does not run any more: {self._name}")
-            )
-            try:
-                return (await lane.ask(message))[0]
-            except LaneCut:
-                continue
-            finally:
-                lane.close()
-        raise Unavailable(f"the job could not be divided: {self._name}")
+        try:
+            for _ in range(_TRIES):
+                lane = await connect(
+                    self._attempt, SOCKET, lambda: NotRunning(f"the job does not run any more: {self._name}")
+                )
+                try:
+                    return (await lane.ask(message))[0]
+                except LaneCut:
+                    continue
+                finally:
+                    lane.close()
+            raise Unavailable(f"the job could not be divided: {self._name}")
+        except BaseException:  # who knows what of it was done
+            self._forget()
+            raise
 
 
-def _compartment(facts: dict[str, Any]) -> Compartment:
-    return Compartment(id=facts["id"], uid=facts["uid"], home=facts["home"], confinement=_CONFINEMENT)
+def _check(compartment_id: str) -> None:
+    """Raise EntryNotFound for what cannot be the id of one."""
+    if not is_id(compartment_id):
+        raise EntryNotFound(f"there is no such part of the job: {compartment_id[:40]!r}")
+
+
+def _compartment(entry: Entry) -> Compartment:
+    return Compartment(id=entry.id, uid=entry.uid, home=home_of(entry.id), confinement=_CONFINEMENT)

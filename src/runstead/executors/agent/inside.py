@@ -19,8 +19,6 @@ from runstead.executors.inside import Execution, Inside, OpenFile
 from runstead.model.errors import Invalid, NotRunning, RunsteadError, Unsupported
 from runstead.model.executions import Background, Command, Compartment, CompartmentLimits, FileEntry
 from runstead.model.launches import AttemptState
-from runstead.node import rundir
-from runstead.node.compartments.attempt import FACTS
 from runstead.node.inside import agent
 
 _CONNECT_SECONDS = 10.0
@@ -221,11 +219,11 @@ class AttemptInside(AgentInside):
         """See Inside."""
         if compartment_id not in self._known:
             parts = self._divided()
-            place = parts.place(compartment_id)
-            address = (rundir.read_json(f"{place}/{FACTS}") or {}).get("address")
-            lanes = Lanes(place, compartment_id, lambda: parts.why_gone(compartment_id), self._idle)
-            known = CompartmentInside(lanes, address, self._threads)
-            if address is None:  # it may not be there yet
+            entry = await parts.find(compartment_id)
+            name = compartment_id if entry is None else entry.name
+            lanes = Lanes(parts.folder, compartment_id, lambda: parts.why_gone(compartment_id), self._idle, name)
+            known = CompartmentInside(lanes, None if entry is None else entry.address, self._threads)
+            if entry is None:  # it may not be there yet
                 return known
             self._known[compartment_id] = known
         return self._known[compartment_id]

@@ -133,8 +133,16 @@ class Idle:
 class Lanes:
     """The lanes to one attempt: made when needed, some kept while there is nothing to do."""
 
-    def __init__(self, folder: str, name: str, why_gone: Callable[[], RunsteadError], all_idle: Idle) -> None:
+    def __init__(
+        self,
+        folder: str,
+        name: str,
+        why_gone: Callable[[], RunsteadError],
+        all_idle: Idle,
+        socket_name: str = agent.SOCKET,
+    ) -> None:
         self._folder = folder  # the directory that the agent's socket is in
+        self._socket_name = socket_name
         self._name = name  # for people
         self._why_gone = why_gone
         self._all_idle = all_idle
@@ -202,7 +210,7 @@ class Lanes:
 
     async def connect(self) -> Lane:
         """Make a new lane. Raises NotRunning, Unavailable."""
-        return await connect(self._folder, agent.SOCKET, self._why_gone)
+        return await connect(self._folder, self._socket_name, self._why_gone)
 
     def close(self) -> None:
         """Close those that have nothing to do; what goes on, goes on."""

@@ -2,11 +2,13 @@
 
 A compartment has a user id, a home, control groups below the attempt's, and namespaces of its own for processes,
 mounts, network and IPC; it has no capabilities. Its first process is an agent as the attempt's own is
-(`inside/agent.py`), reached by a socket in a directory of its own:
+(`inside/agent.py`), reached by a socket whose name says what there is to know (`entry.py`):
 
-    <attempt>/compartments/next               the user id of the next one
-    <attempt>/compartments/<id>/facts.json    what it is; it is there when this is
-    <attempt>/compartments/<id>/inside        the socket of its agent
+    <attempt>/compartments/next         the user id of the next one
+    <attempt>/compartments/<id>-...     the socket of the agent of one; it is there when this is
+    <attempt>/compartments/.<id>        the same while it is made
+
+It is one file and no more because files cost: on ext4, those made soon after others were deleted most of all.
 
 They are made on behalf of the attempt's supervisor, which is outside and privileged: when somebody connects to
 <attempt>/divide it forks a maker, which does what is asked for, one after the other, and goes when nothing is asked for

@@ -10,8 +10,12 @@ if TYPE_CHECKING:
 
 SOCKET = "divide"
 FOLDER = "compartments"
-FACTS = "facts.json"
 BASE = "/sbx"  # inside; where homes are
+
+
+def home_of(compartment: str) -> str:
+    """Return the home of a compartment, as it is called inside."""
+    return f"{BASE}/homes/{compartment}"
 
 
 class Attempt:
@@ -26,9 +30,10 @@ class Attempt:
         self.init = init  # its first process
         self.owner = owner  # the machine's id of its root user; None: the same
 
-    def place(self, compartment: str) -> str:
-        """Return the directory of a compartment."""
-        return os.path.join(self.path, FOLDER, compartment)
+    @property
+    def folder(self) -> str:
+        """The directory that the sockets of its compartments are in."""
+        return os.path.join(self.path, FOLDER)
 
     def namespace(self, kind: str) -> int:
         """Open one of its namespaces."""

@@ -3,7 +3,7 @@
 import os
 
 from runstead.node import removal, rundir, syscalls
-from runstead.node.compartments.attempt import BASE, FOLDER, Attempt
+from runstead.node.compartments.attempt import BASE, Attempt
 from runstead.node.compartments.crossing import Crossing
 from runstead.node.syscalls import MS_NODEV, MS_NOSUID
 
@@ -12,11 +12,11 @@ class Base:
     """That place, made if it is missing, and open: from here on nobody needs to enter the attempt's mounts for it."""
 
     def __init__(self, attempt: Attempt, crossing: Crossing) -> None:
-        mark = os.path.join(attempt.path, FOLDER, "base")
+        mark = os.path.join(attempt.folder, "base")
         made = os.path.exists(mark)
         tree = -1
         if not made:
-            os.makedirs(os.path.dirname(mark), 0o700, exist_ok=True)
+            os.makedirs(attempt.folder, 0o700, exist_ok=True)
             attempt.group.divide()
             if attempt.request.container is None:  # whose root is in memory: homes are not to be
                 tree = _copy_folder(attempt)

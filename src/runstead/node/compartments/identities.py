@@ -3,7 +3,8 @@
 import os
 
 from runstead.node import rundir
-from runstead.node.compartments.attempt import FACTS, FOLDER, Attempt
+from runstead.node.compartments.attempt import Attempt
+from runstead.node.compartments.entry import list_in
 from runstead.node.inside.refusal import UNAVAILABLE, Refusal
 
 _FIRST_ID, _LAST_ID = 20000, 60000
@@ -29,19 +30,25 @@ class Identities:
 
     def _reserve(self, count: int) -> range:
         """Take so many from the file; none if there are not as many in a row."""
-        path = os.path.join(self._attempt.path, FOLDER, "next")
-        first = int((rundir.read_json(path) or {}).get("uid", _FIRST_ID))
+        path = os.path.join(self._attempt.folder, "next")
+        known = rundir.read_json(path) or {}
+        first, again = int(known.get("uid", _FIRST_ID)), bool(known.get("again"))
         if first + count > _LAST_ID:
-            first = _FIRST_ID  # those of long ago are gone by now, but for some
-            taken = self._taken()
-            while first + count <= _LAST_ID and not taken.isdisjoint(range(first, first + count)):
-                first += 1
-        if first + count > _LAST_ID:
-            return range(0)
-        rundir.write_json(path, {"uid": first + count})
+            first, again = _FIRST_ID, True
+        if again:  # those of long ago are gone by now, but for some
+            first = self._first_free(first, count) or self._first_free(_FIRST_ID, count)
+            if not first:
+                return range(0)
+        rundir.write_json(path, {"uid": first + count, "again": again})
         return range(first, first + count)
 
+    def _first_free(self, first: int, count: int) -> int:
+        """Return where so many in a row that nobody has begin; 0 if there are none from `first` on."""
+        taken = self._taken()
+        for at in range(first, _LAST_ID - count + 1):
+            if taken.isdisjoint(range(at, at + count)):
+                return at
+        return 0
+
     def _taken(self) -> set[int]:
-        names = os.listdir(os.path.join(self._attempt.path, FOLDER))
-        found = (rundir.read_json(os.path.join(self._attempt.place(name), FACTS)) for name in names)
-        return {int(facts["uid"]) for facts in found if facts is not None}
+        return {entry.uid for entry in list_in(self._attempt.folder).values()}

@@ -10,6 +10,7 @@ import socket
 
 from runstead.node import command, framing, syscalls
 from runstead.node.compartments.attempt import Attempt
+from runstead.node.compartments.entry import is_id
 from runstead.node.compartments.making import make_all
 from runstead.node.compartments.removing import remove_all
 from runstead.node.compartments.workshop import Workshop
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 _IDLE_MILLIS = 1000
-_HEX = frozenset("0123456789abcdef")
 
 
 def serve(listener: socket.socket, line: int, attempt: Attempt) -> "NoReturn":
@@ -97,7 +97,7 @@ class _Maker:
 
 def _answer(message: "dict[str, Any]", shop: Workshop) -> "dict[str, Any]":
     wanted = [str(one) for one in message.get("ids", [])]
-    if any(len(one) != 16 or not _HEX.issuperset(one) for one in wanted):
+    if not all(is_id(one) for one in wanted):
         raise Refusal(INVALID, "the id of a compartment has 16 hexadecimal digits")
     if message.get("op") == "make":
         return {"made": make_all(dict.fromkeys(wanted), message, shop)}

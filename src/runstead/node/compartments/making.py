@@ -4,11 +4,10 @@ import os
 import select
 import time
 
-from runstead.node import rundir
-from runstead.node.compartments.attempt import FACTS
+from runstead.node.compartments.entry import Entry
 from runstead.node.compartments.first import READY, become
 from runstead.node.compartments.furnishing import furnish
-from runstead.node.compartments.plan import Plan
+from runstead.node.compartments.plan import Plan, unfinished
 from runstead.node.compartments.removing import remove_all
 from runstead.node.compartments.workshop import Workshop
 from runstead.node.inside.refusal import UNAVAILABLE, Refusal
@@ -20,47 +19,38 @@ if TYPE_CHECKING:
 _READY_SECONDS = 30.0
 
 
-def make_all(wanted: "dict[str, None]", message: "dict[str, Any]", shop: Workshop) -> "list[dict[str, Any]]":
-    """Make those that are missing, all or none; return the facts of all. Raises Refusal, OSError."""
-    found = {one: rundir.read_json(os.path.join(shop.attempt.place(one), FACTS)) for one in wanted}
-    missing = [one for one, facts in found.items() if facts is None]
+def make_all(wanted: "dict[str, None]", message: "dict[str, Any]", shop: Workshop) -> list[str]:
+    """Make those that are missing, all or none; return what all are called. Raises Refusal, OSError."""
+    missing = [one for one in wanted if one not in shop.entries]
     if missing:
         shop.base()
         try:
-            found.update(_make(missing, message, shop))
+            _make(missing, message, shop)
         except BaseException:
-            remove_all(missing, shop, unfinished=True)
+            remove_all(missing, shop, half_made=True)
             raise
-    return [found[one] or {} for one in wanted]
+    return [shop.entries[one].name for one in wanted]
 
 
-def _make(ids: list[str], message: "dict[str, Any]", shop: Workshop) -> "dict[str, dict[str, Any]]":
+def _make(ids: list[str], message: "dict[str, Any]", shop: Workshop) -> None:
     networks = dict(zip(message["ids"], message.get("networks") or [], strict=False))
     hosts = message.get("hosts")
     uid = shop.identities.take(len(ids))
     plans: list[Plan] = []
     try:
         for number, one in enumerate(ids):
-            network, _ = networks.get(one) or (None, None)
-            plans.append(Plan(one, uid + number, network, message["limits"], shop.attempt, hosts))
+            network, address = networks.get(one) or (None, None)
+            entry = Entry(one, uid + number, address, confined=hosts is not None)
+            plans.append(Plan(entry, network, message["limits"], shop.attempt, hosts))
             plans[-1].prepare(shop.undivided)
         _start(plans, shop)
     finally:
         for plan in plans:
             plan.close()
-    made: dict[str, dict[str, Any]] = {}
+    folder = shop.attempt.folder
     for plan in plans:
-        _, address = networks.get(plan.name) or (None, None)
-        made[plan.name] = {
-            "id": plan.name,
-            "uid": plan.uid,
-            "home": plan.home,
-            "address": address,
-            "at": time.time(),
-            "confined": hosts is not None,
-        }
-        rundir.write_json(os.path.join(shop.attempt.place(plan.name), FACTS), made[plan.name])
-    return made
+        os.rename(os.path.join(folder, unfinished(plan.name)), os.path.join(folder, plan.entry.name))
+        shop.entries[plan.name] = plan.entry
 
 
 def _start(plans: list[Plan], shop: Workshop) -> None:

@@ -1,10 +1,11 @@
 """What has to be known of one compartment to make it, and what has to be open."""
 
+import errno
 import os
 import socket
 
-from runstead.node import removal
-from runstead.node.compartments.attempt import BASE, Attempt
+from runstead.node.compartments.attempt import Attempt, home_of
+from runstead.node.compartments.entry import Entry
 from runstead.node.inside.agent import listen
 
 TYPE_CHECKING = False
@@ -14,19 +15,25 @@ if TYPE_CHECKING:
 _OWN_PROCESSES = 2  # of an agent, beside what its programs may have
 
 
+def unfinished(name: str) -> str:
+    """Return the name of the socket of a compartment that is being made."""
+    return f".{name}"
+
+
 class Plan:
     """One compartment to be: nothing runs in it yet."""
 
     def __init__(
-        self, name: str, uid: int, network: str | None, limits: "dict[str, Any]", attempt: Attempt, hosts: str | None
+        self, entry: Entry, network: str | None, limits: "dict[str, Any]", attempt: Attempt, hosts: str | None
     ) -> None:
-        self.name = name
-        self.uid = uid
+        self.entry = entry
+        self.name = entry.id
+        self.uid = entry.uid
         self.limits = limits
         self.attempt = attempt
         self.hosts = hosts  # lines for its hosts file; None: as the attempt's
-        self.home = f"{BASE}/homes/{name}"
-        self.group = attempt.group.below(name)
+        self.home = home_of(self.name)
+        self.group = attempt.group.below(self.name)
         # Of its network namespace; None: a new one, without a way out.
         self.network = None if network is None else os.open(network, os.O_RDONLY | os.O_CLOEXEC)
         self.listener: socket.socket | None = None
@@ -34,15 +41,17 @@ class Plan:
         self._opened: list[int] = []
 
     def prepare(self, undivided: list[int]) -> None:
-        """Make its directory and its control groups, and listen for it, while the machine's files are to be seen.
+        """Make its control groups and listen for it, while the machine's files are to be seen.
 
         `undivided` are control groups of the attempt that it is in beside its own.
         """
-        path = self.attempt.place(self.name)
-        if os.path.exists(path):
-            removal.delete_tree(path)
-        os.mkdir(path, 0o700)
-        self.listener = listen(path)
+        try:
+            self.listener = listen(self.attempt.folder, unfinished(self.name))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            os.unlink(os.path.join(self.attempt.folder, unfinished(self.name)))  # of a maker that was killed
+            self.listener = listen(self.attempt.folder, unfinished(self.name))
         self.group.create(
             cpu_millicores=self.limits.get("cpu_millicores") or 0,
             memory_bytes=self.limits["memory_bytes"],

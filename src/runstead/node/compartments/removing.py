@@ -3,21 +3,19 @@
 import os
 import time
 
-from runstead.node import removal
-from runstead.node.compartments.attempt import FACTS
+from runstead.node.compartments.plan import unfinished
 from runstead.node.compartments.workshop import Workshop
 from runstead.node.inside.refusal import UNAVAILABLE, Refusal
 
 _EMPTY_SECONDS = 10.0
 
 
-def remove_all(ids: list[str], shop: Workshop, *, unfinished: bool = False) -> int:
+def remove_all(ids: list[str], shop: Workshop, *, half_made: bool = False) -> int:
     """Remove them; return how many were there. Raises Refusal, OSError."""
-    attempt = shop.attempt
-    there = [one for one in ids if unfinished or os.path.exists(os.path.join(attempt.place(one), FACTS))]
+    there = [one for one in ids if half_made or one in shop.entries]
     if not there:
         return 0
-    groups = {one: attempt.group.below(one) for one in there}
+    groups = {one: shop.attempt.group.below(one) for one in there}
     for one, group in groups.items():
         if not shop.kill(one):
             group.kill()
@@ -31,5 +29,10 @@ def remove_all(ids: list[str], shop: Workshop, *, unfinished: bool = False) -> i
             time.sleep(0.001)
     for one in there:
         shop.base().delete(one)
-        removal.delete_tree(attempt.place(one))
+        entry = shop.entries.get(one)
+        try:
+            os.unlink(os.path.join(shop.attempt.folder, unfinished(one) if entry is None else entry.name))
+        except FileNotFoundError:
+            pass
+        shop.entries.pop(one, None)
     return len(there)

@@ -8,6 +8,7 @@ import time
 from runstead.node.compartments.attempt import Attempt
 from runstead.node.compartments.base import Base
 from runstead.node.compartments.crossing import Crossing
+from runstead.node.compartments.entry import list_in
 from runstead.node.compartments.identities import Identities
 from runstead.node.roots import parts
 
@@ -18,6 +19,7 @@ class Workshop:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self.crossing = Crossing(attempt)
+        self.entries = list_in(attempt.folder)  # of what is there
         self.identities = Identities(attempt)
         self.undivided = attempt.group.undivided().open()
         self.hidden = parts.open_to_all("/proc")
