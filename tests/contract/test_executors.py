@@ -70,6 +70,7 @@ def _process_launcher(data_dir: Path) -> int:
 def _process_abandon(executor: Executor) -> None:
     assert isinstance(executor, NativeExecutor)
     os.close(executor._presence)
+    executor._hosts.close()
 
 
 def _oci(data_dir: Path, wake: Callable[[str, str], None]) -> Executor:
