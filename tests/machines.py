@@ -18,6 +18,7 @@ import pytest
 
 _NETWORK = "198.18.77"  # of the block for tests between networks (RFC 2544); no other namespace sees it
 _WITH_US = ("setpriv", "--pdeathsig", "KILL")  # ends when the tests end, however that is
+_PATIENCE_SECONDS = 80  # then a little Python says what it waits for
 _NEEDED = ("ip", "nsenter", "setpriv", "unshare")
 
 
@@ -59,6 +60,7 @@ class Machine:
     def python(self, code: str, *words: str, trusts: Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run a little Python with the libraries of the tests, which trusts one authority."""
         environment = without_proxies(os.environ) | {"SSL_CERT_FILE": str(trusts)}
+        code = f"import faulthandler; faulthandler.dump_traceback_later({_PATIENCE_SECONDS}, exit=True)\n{code}"
         return self.run(sys.executable, "-c", code, *words, check=check, env=environment)
 
     def start(self, *words: str, says_when: bool = False, log: Path | None = None) -> None:
