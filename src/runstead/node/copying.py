@@ -27,6 +27,8 @@ _PIECE_BYTES = 1 << 30
 _SMALL_BYTES = 1 << 16
 _DEPTH = 1000
 _FLAT = 32
+_LISTED_BYTES = 1 << 20  # of a directory itself, whose names are in memory at once
+_MEMORY_BYTES = 1 << 30
 _DESCRIPTORS = 4096
 
 
@@ -77,6 +79,7 @@ class _Copy:
 
     def tree(self, source: int, there: "list[str] | None" = None) -> None:
         """Copy a directory; with names of what is `there`, only what is in it and not among these."""
+        self._check(os.fstat(source))
         levels = [_Level(os.dup(source), os.open(self._top, _FOLDER), "")]
         try:
             if there is not None:
@@ -107,6 +110,10 @@ class _Copy:
         if self._left < 0 or depth > _FLAT:
             raise TooMuch
 
+    def _check(self, status: os.stat_result) -> None:
+        if self._left is not None and status.st_size > _LISTED_BYTES:
+            raise TooMuch
+
     def _entry(self, here: _Level, name: str) -> "_Level | None":
         """Copy an entry, or return the directory that it is."""
         path = f"{here.path}/{name}" if here.path else name
@@ -133,6 +140,7 @@ class _Copy:
         return None
 
     def _folder(self, here: _Level, name: str, path: str, status: os.stat_result) -> "_Level | None":
+        self._check(status)
         source = os.open(name, _FOLDER, dir_fd=here.source)
         try:
             os.mkdir(name, 0o700, dir_fd=here.target)
@@ -249,6 +257,7 @@ def main(*pairs: str) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     os.umask(0)
     try:
         for source, target in zip(pairs[::2], pairs[1::2], strict=True):

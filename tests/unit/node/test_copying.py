@@ -155,6 +155,23 @@ def test_more_than_was_wanted(tmp_path: Path, source: int) -> None:
     assert len(list((tmp_path / "eleven").iterdir())) == 11
 
 
+def test_a_directory_of_very_many_names_is_not_read_at_once(
+    tmp_path: Path, source: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source" / "many").mkdir()
+    for number in range(300):
+        (tmp_path / "source" / "many" / f"{number:0200}").touch()
+    monkeypatch.setattr(copying, "_LISTED_BYTES", (tmp_path / "source").stat().st_size)
+    listed: list[int] = []
+    names = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda place: listed.append(place) or names(place))
+    with pytest.raises(copying.TooMuch):
+        copying.copy_folder(source, str(tmp_path / "copy"), 500)
+    assert len(listed) == 1
+    copying.copy_folder(source, str(tmp_path / "whole"))
+    assert len(names(tmp_path / "whole" / "many")) == 300
+
+
 def test_what_is_there_stays(tmp_path: Path, source: int) -> None:
     for name in ("both", "theirs", "not"):
         (tmp_path / "source" / name).write_text("theirs")
