@@ -67,6 +67,25 @@ async def test_they_share_one_and_have_nothing_of_each_other(site: Site) -> None
     assert [(await one.shell("cat /ready")).out for one in rooms] == [f"prepared\n{n}\n" for n in range(3)]
 
 
+async def test_they_see_what_others_do(site: Site) -> None:
+    """A shared supervisor makes their root directories, in the place of their first processes."""
+    rooms = [*await forks(site, 2), await enter(site)]
+    mounts, networks, links = [], [], []
+    for room in rooms:
+        lines = (await room.run("cat", "/proc/self/mountinfo")).out.splitlines()
+        words = [line.split() for line in lines]
+        mounts.append(sorted((one[4], one[5], one[one.index("-") + 1]) for one in words))
+        networks.append((await room.shell("ls /sys/class/net; cat /proc/net/route | wc -l")).out)
+        links.append((await room.shell("readlink /proc/self/ns/*")).out.split())
+        assert (await room.run("hostname")).out.strip() == room.launch.job_id
+        assert room.launch.job_id in (await room.run("cat", "/etc/hosts")).out
+    assert mounts[0] == mounts[1] == mounts[2] != []
+    assert networks[0] == networks[1] == networks[2] != ""
+    ours = [os.readlink(entry) for entry in Path("/proc/self/ns").iterdir()]
+    all_of_them = [link for found in (*links, ours) for link in found if not link.startswith("time")]
+    assert len({*all_of_them}) == len({kind for kind, _, _ in (link.partition(":") for link in all_of_them)}) * 4
+
+
 async def test_those_that_are_expected_are_there_when_they_are_wanted(site: Site) -> None:
     rooms = await forks(site, 1)
     await site.executor.snapshot(rooms[0].handle, "alice.again")

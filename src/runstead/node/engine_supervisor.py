@@ -57,8 +57,10 @@ sleep 0.3 2>/dev/null || sleep 1
 class EngineSupervisor(Supervisor):
     """One attempt in a container of an engine."""
 
-    def __init__(self, request: Request, data_dir: str, path: str, lock: int, seed: Seed | None) -> None:
-        super().__init__(request, data_dir, path, lock, seed)
+    def __init__(
+        self, request: Request, data_dir: str, path: str, lock: int, seed: Seed | None, *, shared: bool = False
+    ) -> None:
+        super().__init__(request, data_dir, path, lock, seed, shared=shared)
         assert request.engine is not None
         self._asked: EngineContainer = request.engine
         self._engine = Engine(self._asked.socket)

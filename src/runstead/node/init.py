@@ -33,7 +33,7 @@ from runstead.node.inside import imports
 from runstead.node.inside.agent import Agent
 from runstead.node.inside.ground import Ground
 from runstead.node.request import NO_NETWORK, Container, Request
-from runstead.node.roots import image, machine
+from runstead.node.roots import image, machine, parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Order:
         self.groups = groups  # the control groups that this process is in: kind and directory
         # The open files that come with it: "output" and "inside", where the server asks for things to be done here,
         # always, but for an order ahead; "users" a user namespace to enter, "network" likewise, "disk" a mount to
-        # write to.
+        # write to; "root" a mount namespace in which the root is made already, but for /proc.
         self.handed = handed
 
     @property
@@ -156,6 +156,7 @@ def _have_run(
     """Have the command run by an OCI runtime, from beginning to end."""
     priority.give_up()
     network = handed.pop("network", None) if bundle.makes_networks(container.runtime) else None
+    syscalls.unshare(syscalls.CLONE_NEWNS)
     _enter_network(order.request, handed)
     base = _foundation(order, handed)
     command.forget_score()
@@ -178,10 +179,17 @@ class _SupervisorGone(Exception):
 def _make_root(order: Order, handed: dict[str, int]) -> None:
     """Enter the job's mounts and network, and make its root directory."""
     request, owner = order.request, order.owner
+    if "root" in handed:
+        syscalls.enter(handed["root"], syscalls.CLONE_NEWNS)
+        os.close(handed["root"])
+    else:
+        syscalls.unshare(syscalls.CLONE_NEWNS)  # not before: what is mounted meanwhile may be for this job
     _enter_network(request, handed)
     if request.container is not None:
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-        image.build(request, request.container, _foundation(order, handed))
+        if "root" not in handed:
+            image.build(request, request.container, _foundation(order, handed))
+        parts.processes("/proc")
     elif request.view is not None:
         machine.build(request, request.view, order.folder, order.mount_point, order.shared, order.empty, owner)
 
@@ -189,7 +197,7 @@ def _make_root(order: Order, handed: dict[str, int]) -> None:
 def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None:
     """Take what is the job's own and leave everything that the command must not have."""
     request, owner = order.request, order.owner
-    if request.container is not None:
+    if request.container is not None and "root" not in handed:
         image.write_files(request, request.container, owner)
     namespaces.name_host(request.job_id)
     if "users" in handed:
@@ -211,8 +219,7 @@ def _enter(order: Order, handed: dict[str, int], control: socket.socket) -> None
 
 
 def _enter_network(request: Request, handed: dict[str, int]) -> None:
-    """Enter a new mount namespace and the job's network."""
-    syscalls.unshare(syscalls.CLONE_NEWNS)  # not before: what is mounted meanwhile may be for this job
+    """Enter the job's network."""
     if "network" in handed:
         syscalls.enter(handed["network"], syscalls.CLONE_NEWNET)
         os.close(handed["network"])

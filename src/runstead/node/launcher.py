@@ -276,7 +276,7 @@ def _start(
 
         kind = EngineSupervisor
     try:
-        supervisor = kind(request, data_dir, path, lock, seed)
+        supervisor = kind(request, data_dir, path, lock, seed, shared=shared)
         try:
             supervisor.run(connection)
         finally:

@@ -22,9 +22,14 @@ from runstead.node.inside.agent import Agent, listen
 from runstead.node.inside.ground import Ground
 from runstead.node.kept import Kept
 from runstead.node.logwriter import READ_BYTES, LogWriter
-from runstead.node.request import Request
-from runstead.node.roots import machine
+from runstead.node.request import NO_NETWORK, Container, Request
+from runstead.node.roots import hosted, machine
+from runstead.node.roots.image import Foundation
 from runstead.node.seed import Seed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # A follower must see a line within 20 ms: the server is told of new lines this often at most.
 _WAKE_SECONDS = 0.003
@@ -71,8 +76,12 @@ class NotStarted(Exception):
 class Supervisor:
     """One attempt."""
 
-    def __init__(self, request: Request, data_dir: str, path: str, lock: int, seed: Seed | None) -> None:
+    def __init__(
+        self, request: Request, data_dir: str, path: str, lock: int, seed: Seed | None, *, shared: bool = False
+    ) -> None:
+        """`shared`: other attempts have the same supervisor, each in a thread of its own."""
         self._request = request
+        self._shared = shared
         self._data_dir = data_dir
         self._path = path
         self._lock = lock
@@ -182,11 +191,21 @@ class Supervisor:
         fds = {"output": writer, "inside": listen(self._path).detach(), **site.fds}
         try:
             order = first_order(request, site, files, os.path.join(self._data_dir, "node"), self._seed)
+            if self._shared and request.container is not None and request.network != NO_NETWORK:
+                fds["root"] = self._make_root(request.container, order, fds)
             self._seed.order({**order, "environment": self._environment(), "handed": list(fds)}, list(fds.values()))
         finally:
             os.close(fds["inside"])
+            if "root" in fds:
+                os.close(fds["root"])
             site.close_handed()
         self._expect(b"R")
+
+    def _make_root(self, container: Container, order: "dict[str, Any]", fds: dict[str, int]) -> int:
+        disk = os.dup(fds.pop("disk")) if "disk" in fds else None
+        of_order = [order[name] for name in ("folder", "mount_point", "shared", "groups", "owner")]
+        base = Foundation(*of_order, users=fds.get("users"), disk=disk)
+        return hosted.make(self._request, container, base, fds.get("network"))
 
     def _take_kept(self, user: int | None) -> None:
         """Give the attempt folders that wait for it."""

@@ -62,7 +62,7 @@ class Foundation:
 
 
 def build(request: "Request", container: "Container", base: Foundation) -> None:
-    """Give this process, whose mount namespace is new, the root directory of its job, but for `write_files`."""
+    """Give this thread, whose mount namespace is new, the root of its job, but for `write_files` and /proc."""
     stage, owner = base.stage, base.owner
     lay(container, base)
     parts.devices(stage, [], owner, container.shared_memory_bytes)
@@ -81,7 +81,6 @@ def build(request: "Request", container: "Container", base: Foundation) -> None:
     syscalls.pivot_root_here()
     for tree in trees:
         _attach(tree, owner)
-    parts.processes("/proc")
     _system(groups)
 
 
