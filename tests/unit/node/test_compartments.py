@@ -1,13 +1,18 @@
-"""What is written down about compartments: the names of their sockets, and which user ids were given out."""
+"""What is written down about compartments: the names of their sockets, and which user ids were given out; and when a
+supervisor has a maker.
+"""
 
 import os
 import secrets
+import select
+import socket
 from pathlib import Path
 
 import pytest
 
 from runstead.node import rundir
 from runstead.node.compartments.attempt import Attempt
+from runstead.node.compartments.divider import Divider
 from runstead.node.compartments.entry import Entry, list_in, parse
 from runstead.node.compartments.identities import Identities
 from runstead.node.inside.refusal import Refusal
@@ -18,6 +23,8 @@ class _Nowhere(Attempt):
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
+        self.init = -1
+        self.owner = None
 
 
 @pytest.fixture
@@ -87,3 +94,25 @@ def test_when_no_user_id_is_left_that_is_said(attempt: Attempt, monkeypatch: pyt
     assert Identities(attempt).take(1) == 20001
     with pytest.raises(Refusal, match="all user ids"):
         Identities(attempt).take(2)
+
+
+def test_the_end_of_a_maker_is_not_taken_for_that_of_its_attempt(attempt: Attempt) -> None:
+    poll = select.poll()
+    divider = Divider(attempt)
+    divider.register(poll)
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(os.path.join(attempt.path, "divide"))
+        lines: list[int] = []
+        listener = -1
+        for _ in range(2):  # a maker goes at once, for want of an attempt to enter, and leaves the call to the next
+            [(listener, _)] = poll.poll()
+            assert divider.handle(listener)
+            [(line, _)] = poll.poll()
+            lines.append(line)
+            if len(lines) == 1:
+                assert divider.handle(line)
+        divider.finish()
+        assert divider.handle(lines[-1])
+        assert divider.handle(listener)
+        assert [fd for fd, _ in poll.poll(0)] == lines[-1:]
+        assert not divider.handle(caller.fileno())

@@ -46,7 +46,12 @@ class Base:
     def delete(self, name: str) -> None:
         """Delete them with all that is in them."""
         for kind in self._kinds:
-            removal.delete_in(kind, name)
+            try:
+                os.rmdir(name, dir_fd=kind)  # nearly always is nothing in it, or nothing any more
+            except FileNotFoundError:
+                continue
+            except OSError:
+                removal.delete_in(kind, name)
 
 
 def _copy_folder(attempt: Attempt) -> int:

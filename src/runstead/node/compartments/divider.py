@@ -16,6 +16,7 @@ class Divider:
         self._poll = select.poll()
         self._listener = listen(attempt.path, SOCKET)
         self._line = -1  # at its end when the maker is gone
+        self._over = False
 
     def register(self, poll: select.poll) -> None:
         """Have requests waited for."""
@@ -23,22 +24,21 @@ class Divider:
         poll.register(self._listener, select.POLLIN)
 
     def finish(self) -> None:
-        """Listen no more. A maker that is there ends with the attempt, as all of its processes do."""
-        self._listener.close()
-        if self._line >= 0:
-            os.close(self._line)
-            self._line = -1
+        """Do nothing any more. A maker that is there ends with the attempt, as all of its processes do."""
+        self._over = True
 
     def handle(self, fd: int) -> bool:
         """Do what has to be done about a file descriptor that became ready; False when it is none of ours."""
+        if fd not in (self._line, self._listener.fileno()):
+            return False
+        if self._over:  # it became ready beside what says so
+            return True
         if fd == self._line:
             self._poll.unregister(fd)
             os.close(fd)
             self._line = -1
             self._poll.register(self._listener, select.POLLIN)
             return True
-        if fd != self._listener.fileno():
-            return False
         line, theirs = os.pipe()
         try:
             between = os.fork()

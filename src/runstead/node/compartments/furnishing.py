@@ -18,16 +18,7 @@ def furnish(plan: Plan) -> None:
     What is at /proc is left to its first process.
     """
     syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
-    home = syscalls.copy_tree(plan.home, recursive=False)
-    own = syscalls.copy_tree(f"{BASE}/tmp/{plan.name}", recursive=False)
-    again = syscalls.copy_tree(f"{BASE}/tmp/{plan.name}", recursive=False)
-    syscalls.restrict("/", MS_RDONLY | MS_NOSUID, recursive=True)
-    syscalls.mount("tmpfs", BASE, "tmpfs", _TMPFS | MS_NOEXEC, "mode=755,size=64k")
-    os.makedirs(plan.home, 0o755)
-    for tree, target in ((home, plan.home), (own, "/tmp"), (again, "/var/tmp")):
-        if os.path.isdir(target):
-            syscalls.set_attributes(tree, MS_NOSUID | MS_NODEV, recursive=False)
-            syscalls.attach(tree, target)
+    _show_places(plan)
     if plan.hosts is not None:
         _show_hosts(plan.hosts)
     syscalls.restrict(BASE, MS_RDONLY, recursive=False)
@@ -44,6 +35,24 @@ def furnish(plan: Plan) -> None:
         options = f"newinstance,ptmxmode=0666,mode=0620,gid={(plan.attempt.owner or 0) + 5}"
         syscalls.mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
     os.chdir(plan.home)
+
+
+def _show_places(plan: Plan) -> None:
+    """Show all of the attempt read-only but for the compartment's home and its /tmp, and nothing beside these."""
+    sources = (plan.home, f"{BASE}/tmp/{plan.name}", f"{BASE}/tmp/{plan.name}")
+    trees: list[int] = []
+    try:
+        trees.extend(syscalls.copy_tree(source, recursive=False) for source in sources)
+        syscalls.restrict("/", MS_RDONLY | MS_NOSUID, recursive=True)
+        syscalls.mount("tmpfs", BASE, "tmpfs", _TMPFS | MS_NOEXEC, "mode=755,size=64k")
+        os.makedirs(plan.home, 0o755)
+        for tree, target in zip(trees, (plan.home, "/tmp", "/var/tmp"), strict=True):
+            if os.path.isdir(target):
+                syscalls.set_attributes(tree, MS_NOSUID | MS_NODEV, recursive=False)
+                syscalls.attach(tree, target)
+    finally:
+        for tree in trees:
+            os.close(tree)
 
 
 def _show_hosts(lines: str) -> None:
