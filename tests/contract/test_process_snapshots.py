@@ -49,6 +49,17 @@ async def test_a_python_has_what_was_installed_into_it(source: Room) -> None:
     assert (await other.shell("mine2")).ended.exit_code == 127
 
 
+async def test_a_python_that_was_deleted_is_made_again(source: Room) -> None:
+    await shell(source, "rm -r $VIRTUAL_ENV")
+    await snapshot(source, "alice.a")
+    one = await fork(source, "alice.a")
+    await snapshot(one, "alice.b")
+    for later in (one, await fork(source, "alice.a", "alice.b")):
+        assert await shell(later, "python -c 'import sys; print(sys.prefix)'; echo $VIRTUAL_ENV") == (
+            f"/runstead/env/venvs/{later.launch.job_id}-1\n" * 2
+        )
+
+
 async def test_what_was_made_in_the_root_directory_is_there_again(source: Room) -> None:
     await shell(
         source, "mkdir -p /data/deep; echo x > /data/deep/file; chmod 711 /data; echo y > /top; ln -s data /link"

@@ -170,7 +170,11 @@ def _name_python(top: str, name: str, owner: int | None) -> None:
     if rundir.parse_name(first) is None:
         raise ValueError("what the job was to begin with was not made by this executor")
     link = f"{top}/{PYTHONS}/{name}"
-    if name == first or os.path.lexists(link):
+    try:
+        there = stat.S_ISDIR(os.lstat(f"{top}/{PYTHONS}/{first}").st_mode)
+    except FileNotFoundError:
+        there = False  # it was deleted, and a new one is made, of this one's own
+    if not there or os.path.lexists(link):
         return
     os.symlink(first, link)
     if owner is not None:
