@@ -11,7 +11,7 @@ import time
 
 PERIOD_MICROS = 100_000
 SPARE = "spare-"  # begins the names of groups made before there is a job for them
-_RELEASE_SECONDS = 1.0
+_RELEASE_SECONDS = 5.0
 _CONTROLLERS = ("cpu", "memory", "pids")
 _LEAF = "first"
 _V1 = ("cpu", "cpuacct", "memory", "pids")
