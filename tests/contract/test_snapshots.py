@@ -158,9 +158,12 @@ async def test_what_cannot_be_kept_or_begun_with_says_why(source: Room) -> None:
 async def test_many_forks_at_once(source: Room) -> None:
     await shell(source, "echo prepared > /root/file")
     await snapshot(source, "alice.a")
-    forks = await asyncio.gather(*(fork(source, "alice.a") for _ in range(5)))
+    size = 32 << 20 if source.site.capabilities.disk_limits else None
+    forks = await asyncio.gather(*(fork(source, "alice.a", disk_bytes=size) for _ in range(5)))
     said = await asyncio.gather(*(shell(one, f"echo {i} >> /root/file; cat /root/file") for i, one in enumerate(forks)))
     assert said == [f"prepared\n{i}\n" for i in range(5)]
+    await snapshot(forks[3], "alice.b")  # of this one, whatever it shares with the others
+    assert await shell(await fork(source, "alice.a", "alice.b"), "cat /root/file") == "prepared\n3\n"
 
 
 async def test_programs_and_what_is_in_memory_are_not_carried_over(source: Room) -> None:
