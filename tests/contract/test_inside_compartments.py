@@ -359,7 +359,7 @@ async def test_a_program_in_a_compartment_may_finish_when_the_attempt_is_asked_t
     assert "told" in (await collect(execution)).out
     assert await execution.wait() == Ended(7, None)
     await execution.close()
-    await host.site.ended(host.handle)
+    assert (await host.site.ended(host.handle)).state is AttemptState.EXITED
 
 
 async def test_compartments_after_a_restart_of_the_server(host: Room) -> None:
