@@ -41,6 +41,10 @@ class Attempts:
         """Say whether its supervisor, or the first process of its job, lives."""
         return rundir.is_alive(self._prefix + name)
 
+    def runs(self, name: str) -> bool:
+        """Say whether one runs, which is less to find out than what `observe` tells."""
+        return self._exit(name) is None and self.alive(name)
+
     def facts(self, name: str) -> dict[str, Any]:
         """Return what it holds on this machine; empty when it is gone."""
         return rundir.read_json(f"{self._prefix}{name}/{rundir.ATTEMPT}") or {}

@@ -271,7 +271,7 @@ class Insides:
 
     async def find(self, name: str) -> AttemptInside:
         """Return that of a running attempt. Raises NotRunning, Unsupported."""
-        if name in self._known and self._attempts.observe(name).state is not AttemptState.RUNNING:
+        if name in self._known and not self._attempts.runs(name):
             self.forget(name)
         if name not in self._known:
             seen, facts = self._attempts.observe(name), self._attempts.facts(name)  # small files: a thread costs more
