@@ -16,13 +16,15 @@ _OWN = "/proc/self/ns/user"
 def test_one_is_made_and_mapped_and_its_maker_is_gone() -> None:
     before = processes.children(os.getpid()) or []
     made = UserNamespace()
+    made.map(0x70000000, 65536)
+    taken = made.take()
+    made.close()
     try:
-        made.map(0x70000000, 65536)
-        assert os.readlink(f"/proc/self/fd/{made.fd}") not in ("", os.readlink(_OWN))
+        assert os.readlink(f"/proc/self/fd/{taken}") not in ("", os.readlink(_OWN))
         assert set(processes.children(os.getpid()) or []) <= set(before)
         assert os.readlink(_OWN) == os.readlink(f"/proc/{os.getppid()}/ns/user")
     finally:
-        os.close(made.fd)
+        os.close(taken)
 
 
 def test_a_placeholder_ends_without_having_touched_what_it_shares() -> None:
