@@ -170,7 +170,7 @@ class Gate:
         if address.by_host:
             base = self._server_url(head, secure)
             return Elsewhere(_redirect(f"{base}{_path(address, _ENTRY)}{address.target}"))
-        token_digest = self._sessions.token_digest(head.fields, secure=secure or self._is_public(head))
+        token_digest = self._sessions.token_digest(head.fields, secure=secure)
         if token_digest is None:
             word = address.word if address.word in (WORD, _ENTRY) else WORD
             here = f"{_path(address, word)}{address.target}"
@@ -206,12 +206,6 @@ class Gate:
         if written.startswith(address.prefix + "/"):
             return None
         return Elsewhere(_redirect(f"{address.prefix}{address.target}"))
-
-    def _is_public(self, head: RequestHead) -> bool:
-        """Say whether a request came by the https of the public URL, as the server's own pages see it too."""
-        if self._public_url is None:
-            return False
-        return urlsplit(self._public_url)[:2] == ("https", head.host.decode("latin-1"))
 
     def _server_url(self, head: RequestHead, secure: bool) -> str:
         """Return the URL of the server's own pages, for a browser that is at the host of a port."""

@@ -129,6 +129,7 @@ def test_flavors(tmp_path: Path, home: dict[str, str]) -> None:
         ("RUNSTEAD_SERVER_LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("RUNSTEAD_JOBS_ENDPOINT", "there", '"auto", "off", or a URL'),
         ("RUNSTEAD_SERVER_PUBLIC_URL", "there", "http:// or https://"),
+        ("RUNSTEAD_SERVER_TRUSTED_PROXIES", "10.0.0.5, caddy", '"10.0.0.0/24"'),
         ("RUNSTEAD_EXECUTOR_MEMORY", "16 G", "GiB"),
         ("RUNSTEAD_EXECUTOR_SUBNET", "10.0.0.0/30", "/24"),
         ("RUNSTEAD_EXECUTOR_SUBNET", "10.0.0.1/16", "10.213.0.0/16"),
