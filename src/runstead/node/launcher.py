@@ -10,7 +10,6 @@ The farewell is Python to run when the data directory has vanished: what a serve
 machine has nobody else to take it away.
 """
 
-import fcntl
 import gc
 import os
 import select
@@ -19,7 +18,7 @@ import socket
 import sys
 import time
 
-from runstead.node import cgroups, framing, rundir, supervise, syscalls
+from runstead.node import cgroups, daemons, framing, rundir, supervise, syscalls
 from runstead.node.ahead import Ahead, NotMade, await_request
 from runstead.node.hosting import host, sow
 from runstead.node.inside import agent
@@ -35,29 +34,17 @@ SPARES = "spares.json"
 
 _IDLE_SECONDS = 3600.0
 _LOOK_SECONDS = 5.0
+_BACKLOG = 1024
 _SETTLE_DOWN_SECONDS = 0.02  # without new requests, before a spare supervisor is made
 
 
 def main(data_dir: str, name: str, farewell: str) -> None:
     """Become a daemon that listens on `name` in the node directory; return when it does, or one did already."""
     node = os.path.join(data_dir, "node")
-    lock = os.open(os.path.join(node, name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    found = daemons.become(node, name, _BACKLOG)
+    if found is None:
         return
-    folder = os.open(node, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        pass
-    os.umask(0o077)
-    listener.bind(framing.socket_address(folder, node, name))
-    listener.listen(1024)
-    if os.fork() != 0:
-        os._exit(0)  # whoever started us knows now that there is a listener
-    os.setsid()
+    listener, folder, lock = found
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -78,7 +65,7 @@ def _serve(listener: socket.socket, data_dir: str, folder: int, lock: int) -> No
     spare: Spare | None = None
     while True:
         if not poll.poll((_LOOK_SECONDS if spare is not None else _SETTLE_DOWN_SECONDS) * 1000):
-            if time.monotonic() - last > _IDLE_SECONDS or not _same(node, identity):
+            if time.monotonic() - last > _IDLE_SECONDS or not daemons.is_same(node, identity):
                 return
             if spare is None or spare.stamp != _stamp(node):
                 spare = Spare(node) if spare is None else None
@@ -172,21 +159,13 @@ def _wait_for_work(spare: Spare, data_dir: str) -> None:
         _handle(connection, data_dir, seed)
 
 
-def _same(path: str, identity: os.stat_result) -> bool:
-    try:
-        now = os.stat(path)
-    except OSError:
-        return False
-    return (now.st_dev, now.st_ino) == (identity.st_dev, identity.st_ino)
-
-
 def _become_supervisor() -> None:
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.umask(0o022)
-    _protect()
+    daemons.protect()
 
 
 def _handle(connection: socket.socket, data_dir: str, seed: Seed | None) -> None:
@@ -283,13 +262,3 @@ def _start(
             supervisor.close()
     finally:
         os.close(lock)
-
-
-def _protect() -> None:
-    """Ask the kernel to kill others first when the machine is out of memory; only the privileged may."""
-    if syscalls.LINUX:
-        try:
-            with open("/proc/self/oom_score_adj", "w") as file:
-                file.write("-900")
-        except OSError:
-            pass

@@ -8,7 +8,6 @@ sent again, files that the kernel reads and writes itself never noticed. Should 
 goes on alone; should both be, mounts fail with ENOTCONN, and what was closed lies in the staging directories.
 """
 
-import fcntl
 import gc
 import json
 import os
@@ -18,7 +17,7 @@ import socket
 import sys
 import time
 
-from runstead.node import framing
+from runstead.node import daemons, framing
 from runstead.node.fuse import daemon, device
 
 TYPE_CHECKING = False
@@ -30,6 +29,7 @@ _IDLE_SECONDS = 3600.0
 _MOST_DEATHS = 30  # within the time below; then its mounts are given up, so that nothing waits for ever
 _DEATHS_WITHIN = 60.0
 _LARGEST_MESSAGE = 1 << 16
+_BACKLOG = 128
 
 
 class Keeper:
@@ -56,7 +56,7 @@ class Keeper:
                     used_at = time.monotonic()
                 if not alive:
                     break
-                if not _same(self._node, identity) or time.monotonic() - used_at > _IDLE_SECONDS:
+                if not daemons.is_same(self._node, identity) or time.monotonic() - used_at > _IDLE_SECONDS:
                     self._leaving = True
                 if self._leaving:
                     break
@@ -86,7 +86,9 @@ class Keeper:
 
     def _listen(self, ours: socket.socket) -> bool:
         """Take what the daemon says, for a while; False when it is dead."""
-        if not select.select([ours], [], [], _LOOK_SECONDS)[0]:
+        poll = select.poll()  # there may be more open files than select knows numbers
+        poll.register(ours, select.POLLIN)
+        if not poll.poll(_LOOK_SECONDS * 1000):
             return True
         # A file descriptor ends a read: messages do not run together around one.
         data, fds, _, _ = socket.recv_fds(ours, _LARGEST_MESSAGE, 4)
@@ -143,43 +145,13 @@ class Keeper:
 def main(data_dir: str, name: str, settings: str) -> None:
     """Become the keeper of a data directory, unless there is one; return when its daemon can be asked."""
     node = os.path.join(data_dir, "node")
-    lock = os.open(os.path.join(node, name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    found = daemons.become(node, name, _BACKLOG)
+    if found is None:
         return
-    folder = os.open(node, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        pass
-    os.umask(0o077)
-    listener.bind(framing.socket_address(folder, node, name))
-    listener.listen(128)
-    if os.fork() != 0:
-        os._exit(0)
-    os.setsid()
+    listener, _, _ = found
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
-    _protect()
+    daemons.protect()
     Keeper(node, json.loads(settings), listener).run()
-
-
-def _protect() -> None:
-    """Ask the kernel to kill others first when the machine is out of memory."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("-900")
-    except OSError:
-        pass
-
-
-def _same(path: str, identity: os.stat_result) -> bool:
-    try:
-        now = os.stat(path)
-    except OSError:
-        return False
-    return (now.st_dev, now.st_ino) == (identity.st_dev, identity.st_ino)
