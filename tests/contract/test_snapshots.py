@@ -122,10 +122,12 @@ async def test_a_fork_of_a_fork_outlives_both_before_it_and_the_server(source: R
 async def test_what_goes_on_meanwhile_stops_no_snapshot(source: Room) -> None:
     busy = (
         "cd /tmp; mkdir -p many; i=0; while :; do i=$((i+1)); mkdir -p many/d$i; echo x > many/d$i/f; "
-        "mv many/d$i many/e$i; ln -s /etc many/d$i; rm -rf many/e$((i-50)) many/d$((i-50)); done"
+        "mv many/d$i many/e$i; ln -s /etc many/d$i; rm -rf many/e$((i-50)) many/d$((i-50)); "
+        "[ $i != 10 ] || echo begun; done"
     )
     await shell(source, "mkdir /tmp/kept; for i in 1 2 3 4 5 6 7 8 9; do echo $i > /tmp/kept/$i; done")
-    async with source.running("sh", "-c", busy):
+    async with source.running("sh", "-c", busy) as program:
+        assert (await program.read()).data == b"begun\n"
         for number in range(3):
             await snapshot(source, f"alice.{number}")
     one = await fork(source, "alice.2")
