@@ -22,11 +22,11 @@ from runstead.executors.docker import DockerExecutor, DockerSettings, find_socke
 from runstead.executors.interface import Shortfall
 from runstead.executors.native import NativeSettings
 from runstead.executors.shell.inside import ShellInside
-from runstead.model.errors import ImageFailure, Invalid, NotRunning, Unavailable, Unsupported
+from runstead.model.errors import BackendFailure, ImageFailure, Invalid, NotRunning, Unavailable, Unsupported
 from runstead.model.executions import Command
 from runstead.model.launches import AttemptState, ExitReason, Handle
 from runstead.model.volumes import Mount
-from runstead.node.engine import INSTANCE, Engine
+from runstead.node.engine import INSTANCE, Engine, EngineError
 
 _IMAGE = "localhost/small:1"
 
@@ -411,6 +411,28 @@ async def test_an_engine_that_keeps_secrets_makes_no_snapshot(
     handle = await runner.start(runner.launch(image=_NAMED, environment={"TO KEN": "secret"}))
     with pytest.raises(Unsupported, match="TO KEN"):
         await runner.executor.snapshot(handle, "alice.one")
+
+
+async def test_an_engine_that_stumbles_over_a_file_is_asked_again(
+    runner: Runner, images: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await runner.start(runner.launch(image=_NAMED))
+    ask, failures = Engine.call, [EngineError(500, "processing tar file(unexpected EOF)")] * 2
+
+    def stumbling(engine: Engine, method: str, path: str, **words: Any) -> Any:
+        if path == "/commit" and failures:
+            raise failures.pop()
+        return ask(engine, method, path, **words)
+
+    monkeypatch.setattr(Engine, "call", stumbling)
+    await runner.executor.snapshot(handle, "alice.one")
+    assert len(images()) == 1
+    failures += [EngineError(500, "no space left on device")] * 9
+    with pytest.raises(BackendFailure, match="no space"):
+        await runner.executor.snapshot(handle, "alice.two")
+    failures.clear()
+    await runner.executor.remove(handle)
+    await runner.executor.drop_snapshot("alice.one")
 
 
 async def test_what_is_in_volumes_and_sockets_is_not_carried_over(

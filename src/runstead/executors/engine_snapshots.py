@@ -20,6 +20,7 @@ from runstead.node.engine import ATTEMPT, INSTANCE, JOB, VARIABLES, Engine, Engi
 
 NAME = "runstead.snapshot"
 _COMMIT_SECONDS = 540.0
+_COMMITS = 4
 _SECONDS = 30.0
 # What every engine sets by itself, for each container anew where we do not.
 _ITS_OWN = ("HOSTNAME",)
@@ -59,10 +60,20 @@ class EngineSnapshots:
             "pause": "false",
             "changes": self._changes(name, variables, part(original, "Config")),
         }
-        made = self._ask("POST", "/commit", query=query, body={}, seconds=_COMMIT_SECONDS)
+        made = self._commit(query)
         if made is None:
             raise NotRunning(f"the attempt is over: {container}")
         self._see_clean(str(made["Id"]), variables)
+
+    def _commit(self, query: Mapping[str, str | list[str]]) -> Any:
+        """Have the image made; an engine may stumble over a file that goes just then, and not the next time."""
+        for left in reversed(range(_COMMITS)):
+            try:
+                return self._ask("POST", "/commit", query=query, body={}, seconds=_COMMIT_SECONDS)
+            except BackendFailure:
+                if not left:
+                    raise
+        return None
 
     def find(self, name: str) -> Mapping[str, Any]:
         """Return what the engine knows of the image of a snapshot. Raises Invalid when it is gone."""
