@@ -37,6 +37,7 @@ from runstead.model.hardware import Machine
 from runstead.model.launches import AttemptState, ExitRecord, Handle, Launch, Observation, Usage
 from runstead.node import ahead, cgroups, launcher, places, removal, rundir, syscalls
 from runstead.node.request import NO_NETWORK, Container, EngineContainer, Request, View
+from runstead.node.spreading import spread
 
 # All that work in this way: one finds the attempts of another again when the server was told to use it instead.
 _KINDS = ("process", "oci", "docker")
@@ -377,6 +378,7 @@ class NativeExecutor(Executor):
         for name in ("", "attempts", "namespaces", "empty", "root"):
             (self._node / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._node / "empty").chmod(0o755)
+        spread(str(self._node / "attempts"))
         ahead.sweep(str(self._node))
         self._presence = os.open(self._node / "servers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._presence, fcntl.LOCK_SH)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from runstead.logs.interface import START, LogBlock, LogPart, LogStore, Position
 from runstead.node.logformat import PREFIX_BYTES, STAMP_BYTES, encode, parse_stamp, stamp
+from runstead.node.spreading import spread
 
 _BACKWARD_BYTES = 64 * 1024
 
@@ -32,6 +33,7 @@ class FileLogStore(LogStore):
             pass
         except FileNotFoundError:
             Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+            spread(str(self._root))
         return Path(f"{folder}/{attempt}.log")
 
     async def append(self, job_id: str, attempt: int, texts: Sequence[str], at: datetime) -> None:
