@@ -237,9 +237,7 @@ def fork(name: str, bench: Bench) -> None:
     attempts = bench.data_dir / "node" / "attempts"
     times: list[float] = []
     costs: list[str] = []
-    for _ in range(3):
-        while len(list(attempts.iterdir())) > 1:  # the end of those before is not what is measured
-            time.sleep(0.05)
+    for _ in range(5):
         began, spent = time.perf_counter(), Processor(bench, count)
         body = json.dumps({"count": count}).encode()
         made = json.loads(box.send("POST", f"/api/jobs/{bench.owner}/{box.id}/fork", body))["jobs"]
@@ -249,11 +247,14 @@ def fork(name: str, bench: Bench) -> None:
         costs.append(str(spent))
         for job in made:
             box.send("POST", f"/api/jobs/{bench.owner}/{job['id']}/cancel", b"")
+        while len(list(attempts.iterdir())) > 1:  # their end is not what is measured
+            time.sleep(0.05)
+        time.sleep(2.0)  # nor what the kernel has to do then: namespaces and control groups go later
     say(f"{name}: {count} forks with 30 MB of files, a command in each; for each {costs[-1]}", times, "100 in 1000")
     box.end()
 
 
-def podman(_name: str, _bench: Bench) -> None:
+def podman() -> None:
     """The peer."""
     if shutil.which("podman") is None:
         print("| podman is not here | | | | | |")
@@ -298,40 +299,44 @@ def python(bench: Bench, code: str) -> list[float]:
 
 
 @contextmanager
-def servers() -> Iterator[list[tuple[str, Bench]]]:
-    """Run a server of each executor that is possible here."""
+def kinds() -> Iterator[dict[str, dict[str, str]]]:
+    """Return the settings of a server of each executor that is possible here."""
     from runstead.executors.oci import problem
 
     with ExitStack() as stack:
         room = {"RUNSTEAD_EXECUTOR_CPUS": "512", "RUNSTEAD_EXECUTOR_MEMORY": "4 TB"}  # as many at once as there are
-        found = [("process", stack.enter_context(bench_server(**room)))]
+        found = {"process": room}
         if problem() is None:
             images = stack.enter_context(registry.registry(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
             images.push("library/python", registry.build([registry.archive_of(debian_root())]), "3.12")
             mirror = room | {"RUNSTEAD_EXECUTOR_KIND": "oci", "RUNSTEAD_IMAGES_MIRRORS": f"docker.io={images.host}"}
-            found.append(("oci", stack.enter_context(bench_server(**mirror))))
-            found.append((PREPARED, stack.enter_context(bench_server(**mirror, RUNSTEAD_SANDBOX_WARM="python:3.12=2"))))
-            for _, bench in found[1:]:
-                Box(bench).end()
+            found["oci"] = mirror
+            found[PREPARED] = {**mirror, "RUNSTEAD_SANDBOX_WARM": "python:3.12=2"}
         yield found
 
 
-PARTS = {"create": create, "warm": warm, "run": run, "files": files, "pool": pool, "fork": fork, "podman": podman}
+PARTS = {"create": create, "warm": warm, "run": run, "files": files, "pool": pool, "fork": fork}
 
 
 def main() -> None:
-    wanted = [word for word in sys.argv[1:] if word in PARTS] or list(PARTS)
+    known = [*PARTS, "podman"]
+    wanted = [word for word in sys.argv[1:] if word in known] or known
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors\n")
     print("| what | p50 | p95 | p99 | times | target |\n|---|---|---|---|---|---|")
-    with servers() as found:
-        for part in wanted:
-            for name, bench in found if part != "podman" else found[:1]:
-                if (part == "warm") != (name == PREPARED):
-                    continue
-                try:
-                    PARTS[part](name, bench)
-                except AssertionError as error:
-                    print(f"| {name}: {part} | not possible: {str(error)[:200]} | | | | |", flush=True)
+    with kinds() as found:
+        for name, settings in found.items():
+            parts = [part for part in wanted if part != "podman" and (part == "warm") == (name == PREPARED)]
+            if not parts:
+                continue
+            with bench_server(**settings) as bench:  # one at a time: the others would not be idle altogether
+                Box(bench).end()  # its image is here then
+                for part in parts:
+                    try:
+                        PARTS[part](name, bench)
+                    except AssertionError as error:
+                        print(f"| {name}: {part} | not possible: {str(error)[:200]} | | | | |", flush=True)
+    if "podman" in wanted:
+        podman()
     print(f"\nload {os.getloadavg()[0]:.1f}")
     if RAW is not None:
         RAW.write_text(json.dumps(raw))
