@@ -184,7 +184,7 @@ class Supervisor:
         self._talk, self._child = self._seed.talk, self._seed.pid
         files = os.path.join(self._path, rundir.FILES)
         made = self._seed.ahead if isinstance(self._seed.ahead, Ahead) else None
-        if made is not None and made.site.disk is None:
+        if made is not None:
             os.rename(made.folder, files)
         site = made.site if made is not None else Site(request, self._data_dir, self._seed)
         self._disk = site.disk

@@ -52,7 +52,7 @@ class Foundation:
         users: int | None,
         disk: int | None,
     ) -> None:
-        self.folder = folder  # where the job's own files go, without a disk
+        self.folder = folder  # where the job's own files go
         self.stage = stage  # any empty directory
         self.shared = shared  # what the jobs of one owner share
         self.groups = groups  # the job's control groups: kind and directory
@@ -142,9 +142,8 @@ def lay(container: "Container", base: Foundation) -> None:
     folder, stage, owner = base.folder, base.stage, base.owner
     users = None if owner is None else base.users
     top = folder
-    if base.disk is None:
-        os.mkdir(folder, 0o755)
-    else:
+    os.mkdir(folder, 0o755)
+    if base.disk is not None:
         top = f"{stage}/disk"
         os.mkdir(top)
         syscalls.attach(base.disk, top)
