@@ -48,6 +48,15 @@ def reap_all() -> list[tuple[int, int]]:
     return found
 
 
+def end_child(pid: int) -> None:
+    """Kill a child and wait for it; one that is gone already is no error."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
 def is_ours(pid: int) -> bool:
     """Say whether a process was forked from a launcher: a supervisor keeps its command line."""
     if not os.path.isdir("/proc/self"):

@@ -6,11 +6,10 @@ the kernel waits 5 to 15 ms) is then done before anybody asks for a job.
 
 import json
 import os
-import signal
 import socket
 import time
 
-from runstead.node import cgroups, framing, init, priority, syscalls
+from runstead.node import cgroups, framing, init, priority, processes, syscalls
 from runstead.node.namespaces import UserNamespace
 
 TYPE_CHECKING = False
@@ -70,11 +69,7 @@ class Seed:
 
     def discard(self) -> None:
         """End it unused."""
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        processes.end_child(self.pid)
         if self.ahead is not None:
             self.ahead.discard()
         self.close()

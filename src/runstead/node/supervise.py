@@ -460,11 +460,7 @@ class Supervisor:
         self._record("start_failed", code, None, message)
 
     def _end_first(self) -> None:
-        try:
-            os.kill(self._child, signal.SIGKILL)
-            os.waitpid(self._child, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        processes.end_child(self._child)
         self._child = 0
 
     def _drain(self) -> None:

@@ -27,7 +27,7 @@ _IDLE_MILLIS = 1000
 def serve(listener: socket.socket, line: int, attempt: Attempt) -> "NoReturn":
     """Be a maker; does not return. `line` stays open for as long as we live."""
     try:
-        _keep_only(listener.fileno(), line)
+        syscalls.close_all_but({listener.fileno(), line})
         imports.stop()
         command.forget_score()  # compartments are to begin without it
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
@@ -35,15 +35,6 @@ def serve(listener: socket.socket, line: int, attempt: Attempt) -> "NoReturn":
     except BaseException:
         os._exit(1)
     os._exit(0)
-
-
-def _keep_only(*kept: int) -> None:
-    """Close all that the supervisor has open but the first three and these."""
-    lowest = 3
-    for fd in sorted(kept):
-        os.closerange(lowest, fd)
-        lowest = fd + 1
-    syscalls.close_from(lowest)
 
 
 class _Maker:
